@@ -1,0 +1,1 @@
+"""A small real vision-language app on drawn scenes, and the demo checker trained on the same world."""
