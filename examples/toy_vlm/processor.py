@@ -32,9 +32,7 @@ class Tokenizer:
     def __init__(self, words: Sequence[str]) -> None:
         self.words = list(words)
         self._ids = {word: number for number, word in enumerate(self.words)}
-        self.pad, self.bos, self.eos, self.sep, self.unknown, self.image = (
-            self._ids[special] for special in SPECIALS
-        )
+        self.pad, self.bos, self.eos, self.sep, self.unknown, self.image = (self._ids[special] for special in SPECIALS)
 
     def encode(self, text: str) -> list[int]:
         return [self._ids.get(piece, self.unknown) for piece in pieces(text)]
@@ -56,9 +54,7 @@ class Processor:
         corner = flat.getpixel((0, 0))
         if not isinstance(corner, tuple):
             raise TypeError(f"an RGB picture's pixel has 3 values, this one is {corner!r}")
-        return np.asarray(
-            ImageOps.pad(flat, side, Image.Resampling.BICUBIC, color=corner), dtype=np.uint8
-        )
+        return np.asarray(ImageOps.pad(flat, side, Image.Resampling.BICUBIC, color=corner), dtype=np.uint8)
 
     def pixels_of(self, encoded: bytes) -> NDArray[np.uint8]:
         with Image.open(io.BytesIO(encoded)) as image:

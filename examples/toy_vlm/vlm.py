@@ -74,9 +74,7 @@ class Block(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
         self.norm_mlp = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width)
-        )
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         batch, length, width = x.shape
@@ -111,9 +109,7 @@ class VisionEncoder(nn.Module):
             nn.Conv2d(width, width, 1),
         )
         self.positions = nn.Parameter(torch.randn(1, config.image_tokens, width) * 0.02)
-        self.blocks = nn.ModuleList(
-            Block(width, config.heads) for _ in range(config.vision_layers)
-        )
+        self.blocks = nn.ModuleList(Block(width, config.heads) for _ in range(config.vision_layers))
         self.norm = nn.LayerNorm(width)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -130,9 +126,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.words = nn.Embedding(len(config.words), config.width)
         self.positions = nn.Embedding(config.context, config.width)
-        self.blocks = nn.ModuleList(
-            Block(config.width, config.heads) for _ in range(config.layers)
-        )
+        self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
         for table in (self.words, self.positions):
             nn.init.normal_(table.weight, std=0.02)
@@ -213,9 +207,7 @@ class Vlm(nn.Module):
             ids = torch.cat([ids, best.indices[:, None]], 1)
         return [
             self._answer(row, values)
-            for row, values in zip(
-                torch.stack(chosen, 1).tolist(), torch.stack(logprobs, 1).tolist(), strict=True
-            )
+            for row, values in zip(torch.stack(chosen, 1).tolist(), torch.stack(logprobs, 1).tolist(), strict=True)
         ]
 
     def answer(self, image: Image.Image, prompt: str) -> Answer:
@@ -232,8 +224,7 @@ def save(model: Vlm, folder: Path, version: str) -> Path:
     """Writes `<version>.safetensors` (fp16) and `<version>.json` (its config) into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {
-        name: tensor.half() if tensor.is_floating_point() else tensor
-        for name, tensor in model.state_dict().items()
+        name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in model.state_dict().items()
     }
     path = folder / f"{version}.safetensors"
     save_file(state, path)
