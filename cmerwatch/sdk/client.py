@@ -1,0 +1,216 @@
+"""One app's connection to one cmerwatch server: what the app's threads call."""
+
+import atexit
+import hashlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any, Unpack
+
+from cmerwatch.sdk import config, events, media, scope
+from cmerwatch.sdk.config import Options
+from cmerwatch.sdk.counts import Counts, Stats
+from cmerwatch.sdk.events import Fields, Invalid
+from cmerwatch.sdk.pending import Item, Pending
+from cmerwatch.sdk.scope import Capture
+from cmerwatch.sdk.sender import Sender
+
+EVENT_OVERHEAD_BYTES = 1000  # the dict, the item and the small strings of one waiting event
+
+
+class Client:
+    """No method raises into the app, and none but `flush` and `shutdown` waits for anything."""
+
+    def __init__(self, api_key: str | None = None, server_url: str | None = None, **options: Unpack[Options]) -> None:
+        self._config = config.resolve(api_key, server_url, options)
+        self.enabled = self._config.transport is not None
+        self._thread: threading.Thread | None
+        self._start_afresh()
+        _live.add(self)
+
+    def record(self, **given: Unpack[Fields]) -> str:
+        """Queues one event and answers its id at once; the picture is read, hashed and sent by another thread,
+        so leave it and the lists as they are from here on. The id comes back even when the event was dropped."""
+        event_id = str(given.get("event_id") or events.new_id())
+        if not self.enabled:
+            return event_id
+        try:
+            self._record(event_id, given)
+        except Exception as error:
+            self._swallow(error)
+        return event_id
+
+    def capture(self, **given: Unpack[Fields]) -> Capture:
+        """A `with` block that records one event when it ends well; set `output` on what it yields."""
+        return Capture(self, given)
+
+    def flush(self, timeout: float = 5.0) -> bool:
+        """Waits up to `timeout` seconds; True when everything recorded before the call is settled."""
+        try:
+            self._own_process()
+            if not self._pending.load[0]:
+                done = True
+            elif threading.current_thread() is self._thread or not self._thread_runs():
+                done = False  # before_send waiting for itself would wait for ever
+            else:
+                done = self._pending.flush(timeout)
+        except Exception as error:
+            self._swallow(error)
+            return False
+        if self._config.debug and self._sender is not None and self._sender.crash is not None:
+            crash, self._sender.crash = self._sender.crash, None
+            raise crash
+        return done
+
+    def shutdown(self, timeout: float | None = None) -> bool:
+        """Takes no more events and returns within `timeout` seconds, whatever the server does."""
+        done = False
+        try:
+            self._own_process()
+            self._pending.close()
+            done = self.flush(self._config.shutdown_timeout if timeout is None else timeout)
+            self._pending.abandon("shutdown")
+            _live.discard(self)
+        except Exception as error:
+            self._swallow(error)
+        return done
+
+    def stats(self) -> Stats:
+        self._own_process()
+        return self._counts.snapshot(*self._pending.load)
+
+    def retire(self) -> None:
+        """Takes no more events; what waits is still sent, and nobody waits for it before the exit."""
+        self._pending.close()
+
+    def drop(self, reason: str) -> None:
+        """Counts an event that never became one."""
+        if self.enabled:
+            self._own_process()
+            self._counts.drop(reason)
+
+    def _record(self, event_id: str, given: Fields) -> None:
+        self._own_process()
+        own = {name: value for name, value in given.items() if value is not None}
+        if not own.keys() <= events.NAMES:
+            unknown = ", ".join(sorted(own.keys() - events.NAMES))
+            self._counts.warn(unknown, "cmerwatch: record() has no field named %s; it is ignored", unknown)
+        merged = {"occurred_at": time.time(), **scope.current(), **own, "event_id": event_id}
+        if self._config.environment is not None:
+            merged.setdefault("environment", self._config.environment)
+        try:
+            events.glance(merged)
+        except Invalid as error:
+            self._counts.drop("invalid", detail=str(error))
+            return
+        if not self._sampled(merged):
+            self._counts.drop("sampled_out")
+            return
+        refusal = self._pending.put(Item(merged, _weigh(merged)))
+        if refusal:
+            self._counts.drop(refusal)
+            return
+        self._thread_runs()
+
+    def _sampled(self, merged: dict[str, Any]) -> bool:
+        """Decided by the request, so that retries and a second hook on the same call decide alike."""
+        if "sample_rate" in merged:  # the app sampled already and says at which rate
+            return True
+        rate: Any = self._config.sample_rate
+        if callable(rate):
+            try:
+                rate = min(max(float(rate(merged)), 0.0), 1.0)
+            except Exception as error:
+                self._counts.warn("rate", "cmerwatch: sample_rate raised %s; the event is kept", type(error).__name__)
+                rate = 1.0
+        merged["sample_rate"] = rate
+        if rate >= 1.0:
+            return True
+        name = str(merged.get("request_id") or merged["event_id"])
+        digest = hashlib.blake2b(name.encode("utf-8", "replace"), digest_size=8).digest()
+        return int.from_bytes(digest, "big") < float(rate) * 2**64
+
+    def _thread_runs(self) -> bool:
+        """Starts the thread with the first event, never before: a master that forks workers stays without one."""
+        if self._thread is not None and self._thread.is_alive():
+            return True
+        with self._starting:
+            if self._thread is not None and self._thread.is_alive():
+                return True
+            if self._sender is None or sys.is_finalizing():
+                return False
+            thread = threading.Thread(target=self._sender.run, name="cmerwatch", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # Python starts no threads while it shuts down, nor over the ulimit
+                self._counts.warn("thread", "cmerwatch: the sending thread could not start: %s", error)
+                return False
+            self._thread = thread
+            return True
+
+    def _own_process(self) -> None:
+        # Forks that skip Python's hooks (uWSGI) are seen here.
+        if self._pid != os.getpid():
+            self._after_fork()
+
+    def _after_fork(self) -> None:
+        """In the child: the parent sends what it queued; locks and sockets it held are left to it."""
+        if self._config.transport is not None:
+            self._config.transport.forked()
+        self._start_afresh()
+
+    def _start_afresh(self) -> None:
+        settings = self._config
+        self._pid = os.getpid()
+        self._starting = threading.RLock()
+        self._thread = None
+        self._counts = Counts()
+        self._pending = Pending(settings.queue_max_bytes, settings.queue_max_events, self._counts)
+        self._sender: Sender | None = None
+        if settings.transport is not None:
+            self._sender = Sender(
+                settings.transport, self._pending, self._counts, settings.before_send, settings.flush_interval
+            )
+
+    def _swallow(self, error: Exception) -> None:
+        """A bug of ours must not become the app's."""
+        if self._config.debug:
+            raise error
+        self._counts.drop("internal", detail=type(error).__name__)
+
+
+def _weigh(given: Mapping[str, Any]) -> int:
+    """Bytes of memory the event keeps alive while it waits; O(1) in all of them."""
+    images = given["images"] if "images" in given else (given["image"],)
+    size = EVENT_OVERHEAD_BYTES + sum(map(media.weigh, images))
+    size += sys.getsizeof(given["output"]) + sys.getsizeof(given.get("prompt"))
+    for name, each in (("logprobs", 32), ("tokens", 64)):  # a float and its slot; a short str and its slot
+        values = given.get(name)
+        if values is not None and hasattr(values, "__len__"):
+            size += each * len(values)
+    return size
+
+
+_live: set[Client] = set()
+
+
+def _at_exit() -> None:
+    """All clients together get the time of the one that allows most."""
+    clients = list(_live)
+    if not clients:
+        return
+    deadline = time.monotonic() + max(client._config.shutdown_timeout for client in clients)
+    for client in clients:
+        client.shutdown(max(0.0, deadline - time.monotonic()))
+
+
+def _in_child() -> None:
+    for client in list(_live):
+        client._after_fork()
+
+
+atexit.register(_at_exit)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)

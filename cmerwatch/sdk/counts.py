@@ -1,0 +1,85 @@
+"""What became of every event, and the few log lines about it."""
+
+import logging
+import threading
+import time
+from dataclasses import dataclass
+
+log = logging.getLogger("cmerwatch")
+
+WARN_EVERY_SECONDS = 60.0
+# Left out on purpose, by the app's own choice: counted, but nothing to warn about.
+WANTED = frozenset({"sampled_out", "before_send"})
+
+
+@dataclass(frozen=True)
+class Stats:
+    """`sent` counts events the server stored for the first time, `duplicates` those it already had,
+    `rejected` those it refused for good, `dropped` those that never got an answer, by reason.
+    `last_error` never quotes a prompt, an output or a key."""
+
+    sent: int
+    duplicates: int
+    rejected: int
+    dropped: dict[str, int]
+    queued_events: int
+    queued_bytes: int
+    last_error: str | None
+
+
+class Counts:
+    def __init__(self) -> None:
+        # Reentrant: the garbage collector may run app code that records while this lock is held.
+        self._lock = threading.RLock()
+        self._totals = {"sent": 0, "duplicates": 0, "rejected": 0}
+        self._dropped: dict[str, int] = {}
+        self._last_error: str | None = None
+        self._warned: dict[str, float] = {}
+
+    def add(self, outcome: str, error: str | None = None) -> None:
+        """outcome: sent, duplicates or rejected."""
+        with self._lock:
+            self._totals[outcome] += 1
+            if error:
+                self._last_error = error
+        if outcome == "rejected":
+            self.warn("rejected", "cmerwatch: the server rejected an event: %s", error)
+
+    def drop(self, reason: str, events: int = 1, detail: str = "") -> None:
+        """detail: what was wrong, naming the field; never its value."""
+        if not events:
+            return
+        with self._lock:
+            self._dropped[reason] = total = self._dropped.get(reason, 0) + events
+            if detail:
+                self._last_error = f"{reason}: {detail}"
+        if reason in WANTED:
+            return
+        # An event that the app built wrongly is a bug to see at once; a full queue is not news twice a minute.
+        topic = f"{reason}: {detail}"
+        self.warn(topic, "cmerwatch: dropped %d event(s) so far (%s)", total, topic.removesuffix(": "))
+
+    def failed(self, error: str) -> None:
+        with self._lock:
+            self._last_error = error
+
+    def warn(self, topic: str, message: str, *args: object) -> None:
+        """Logs at most one line a minute for each topic."""
+        now = time.monotonic()
+        with self._lock:
+            if now - self._warned.get(topic, -WARN_EVERY_SECONDS) < WARN_EVERY_SECONDS:
+                return
+            if len(self._warned) > 256:
+                self._warned.clear()
+            self._warned[topic] = now
+        log.warning(message, *args)
+
+    def snapshot(self, queued_events: int, queued_bytes: int) -> Stats:
+        with self._lock:
+            return Stats(
+                **self._totals,
+                dropped=dict(self._dropped),
+                queued_events=queued_events,
+                queued_bytes=queued_bytes,
+                last_error=self._last_error,
+            )

@@ -1,0 +1,170 @@
+"""The queue between the app's threads and the sending thread: bounded by bytes, oldest dropped first."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from cmerwatch.sdk.counts import Counts
+from cmerwatch.sdk.events import Prepared
+
+
+class Item:
+    """One event on its way. `size` is the memory it keeps alive, in bytes."""
+
+    __slots__ = ("failures", "fields", "prepared", "resent", "seq", "size")
+
+    def __init__(self, fields: Mapping[str, Any], size: int) -> None:
+        self.seq = 0
+        self.fields = fields
+        self.size = size
+        self.prepared: Prepared | None = None
+        self.failures = 0
+        self.resent = False
+
+
+class Pending:
+    """Every event stays in `_open` from submit until it is settled; `_waiting` is those not being sent now."""
+
+    def __init__(self, max_bytes: int, max_events: int, counts: Counts) -> None:
+        self._max_bytes = max_bytes
+        self._max_events = max_events
+        self._counts = counts
+        # Reentrant (the default): a finaliser or signal handler that records must not deadlock on its own thread.
+        self._changed = threading.Condition()
+        self._open: dict[int, Item] = {}
+        self._waiting: deque[Item] = deque()
+        self._bytes = 0
+        self._last_seq = 0
+        self._flush_mark = 0
+        self._flushes = 0
+        self.closed = False
+        self._abandoned = ""  # the reason, once nothing more will be tried
+
+    def put(self, item: Item) -> str:
+        """Why the event was not taken, or nothing."""
+        with self._changed:
+            if self.closed:
+                return self._abandoned or "shutdown"
+            if item.size > self._max_bytes:
+                return "too_large"
+            self._last_seq += 1
+            item.seq = self._last_seq
+            self._open[item.seq] = item
+            self._waiting.append(item)
+            self._bytes += item.size
+            victims = self._make_room()
+            self._changed.notify_all()
+        self._counts.drop("queue_full", len(victims))
+        return ""
+
+    def take(self, timeout: float | None) -> Item | None:
+        """The oldest waiting event. None after `timeout` seconds, when closed and empty, or, with a timeout,
+        when a flush wants what has been taken so far sent now."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._changed:
+            while not self._waiting:
+                left = None if deadline is None else deadline - time.monotonic()
+                if self.closed or (left is not None and (left <= 0 or self._flush_wanted())):
+                    return None
+                self._changed.wait(left)
+            return self._waiting.popleft()
+
+    def put_back(self, items: Iterable[Item], last: bool = False) -> None:
+        """Unsent events return to the head of the queue, where they are the first to be dropped; with `last`
+        to its end, so that one that fails again and again does not stand before the others."""
+        with self._changed:
+            if last:
+                self._waiting.extend(items)
+            else:
+                self._waiting.extendleft(reversed(list(items)))
+            victims = self._clear() if self._abandoned else self._make_room()
+            self._changed.notify_all()
+        self._counts.drop(self._abandoned or "queue_full", len(victims))
+
+    def resize(self, item: Item, size: int) -> None:
+        """Once read, a path or an encoded picture weighs something else than when it was queued."""
+        with self._changed:
+            if item.seq in self._open:
+                self._bytes += size - item.size
+                item.size = size
+            victims = self._make_room()
+            self._changed.notify_all()
+        self._counts.drop("queue_full", len(victims))
+
+    def settle(self, item: Item) -> None:
+        with self._changed:
+            self._forget(item)
+            self._changed.notify_all()
+
+    def rest(self, seconds: float, until_flush: bool) -> None:
+        """Wait before the next try. Being abandoned always ends it, a flush only when `until_flush`."""
+        deadline = time.monotonic() + seconds
+        with self._changed:
+            flushes = self._flushes
+            while not self._abandoned and not (until_flush and self._flushes != flushes):
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return
+                self._changed.wait(left)
+
+    def flush(self, timeout: float) -> bool:
+        """True when everything submitted before this call is settled."""
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            mark = self._last_seq
+            self._flush_mark = max(self._flush_mark, mark)
+            self._flushes += 1
+            self._changed.notify_all()
+            while self._oldest() <= mark:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return False
+                self._changed.wait(left)
+            return True
+
+    def close(self) -> None:
+        """Accept nothing more; what waits may still be sent."""
+        with self._changed:
+            self.closed = True
+            self._changed.notify_all()
+
+    def abandon(self, reason: str) -> None:
+        """Drop what waits, and later whatever is being sent now and fails."""
+        with self._changed:
+            self.closed = True
+            self._abandoned = reason
+            victims = self._clear()
+            self._changed.notify_all()
+        self._counts.drop(reason, len(victims))
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """(events, bytes) not settled yet."""
+        with self._changed:
+            return len(self._open), self._bytes
+
+    def _clear(self) -> list[Item]:
+        victims = list(self._waiting)
+        self._waiting.clear()
+        for item in victims:
+            self._forget(item)
+        return victims
+
+    def _make_room(self) -> list[Item]:
+        victims = []
+        while self._waiting and (self._bytes > self._max_bytes or len(self._open) > self._max_events):
+            victims.append(self._waiting.popleft())
+            self._forget(victims[-1])
+        return victims  # freed by the caller after the lock: unmapping megabytes takes a while
+
+    def _forget(self, item: Item) -> None:
+        if self._open.pop(item.seq, None) is not None:
+            self._bytes -= item.size
+
+    def _oldest(self) -> int:
+        return next(iter(self._open), self._last_seq + 1)
+
+    def _flush_wanted(self) -> bool:
+        return self._oldest() <= self._flush_mark

@@ -1,0 +1,117 @@
+"""What is said once for many events: `context` for a block of code, `capture` for one event."""
+
+import contextlib
+from contextvars import ContextVar, Token
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
+
+from cmerwatch.sdk import events
+from cmerwatch.sdk.counts import log
+from cmerwatch.sdk.events import Fields
+
+if TYPE_CHECKING:
+    from cmerwatch.sdk.client import Client
+
+
+class Dimensions(TypedDict, total=False):
+    endpoint: str | None
+    prompt_type: str | None
+    customer: str | None
+    model: str | None
+    model_version: str | None
+    environment: str | None
+    request_id: str | None
+    trace_id: str | None
+
+
+NAMES = frozenset(Dimensions.__annotations__)
+SETTABLE = (
+    "output",
+    "logprobs",
+    "tokens",
+    "confidence",
+    "confidence_status",
+    "model",
+    "model_version",
+    "prompt_type",
+    "response_id",
+    "metadata",
+)
+NOTHING: dict[str, Any] = {}
+_current: ContextVar[dict[str, Any]] = ContextVar("cmerwatch_context", default=NOTHING)
+
+
+def current() -> dict[str, Any]:
+    return _current.get()
+
+
+class Context:
+    """Dimensions for every event recorded inside a `with` or `async with` block; the inner block wins."""
+
+    def __init__(self, **dimensions: Unpack[Dimensions]) -> None:
+        unknown = dimensions.keys() - NAMES
+        if unknown:
+            log.warning("cmerwatch: context() has no dimension named %s; it is ignored", ", ".join(sorted(unknown)))
+        self._own = {name: value for name, value in dimensions.items() if value is not None and name in NAMES}
+        self._tokens: list[Token[dict[str, Any]]] = []
+
+    def __enter__(self) -> Self:
+        self._tokens.append(_current.set({**_current.get(), **self._own}))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        # An async generator may be closed from another task, where there is nothing to take back.
+        with contextlib.suppress(ValueError, IndexError):
+            _current.reset(self._tokens.pop())
+
+    async def __aenter__(self) -> Self:
+        return self.__enter__()
+
+    async def __aexit__(self, *error: object) -> None:
+        self.__exit__()
+
+
+class Capture:
+    """One event in the making. An exception in the block passes through; the event is then not sent."""
+
+    output: str | None
+    logprobs: Any
+    tokens: Any
+    confidence: float | None
+    confidence_status: str | None
+    model: str | None
+    model_version: str | None
+    prompt_type: str | None
+    response_id: str | None
+    metadata: dict[str, Any] | None
+
+    def __init__(self, client: "Client", given: Fields) -> None:
+        self._client = client
+        for name in SETTABLE:
+            setattr(self, name, None)
+        self._given = given
+        self.event_id = str(given.get("event_id") or events.new_id())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._client.drop("exception")
+            return
+        fields: dict[str, Any] = {**self._given, "event_id": self.event_id}
+        for name in SETTABLE:
+            value = getattr(self, name)
+            if value is not None:
+                fields[name] = value
+        self._client.record(**fields)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.__exit__(kind, error, trace)
