@@ -1,0 +1,310 @@
+"""Keys, passwords, sign-in links, console sessions, roles: who is asking, and the one authorize()."""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import hashlib
+import hmac
+import secrets
+import string
+import uuid
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import argon2
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from cmerwatch import errors, ids, models, settings
+
+SCOPES = ("ingest", "read", "review", "admin")
+IDLE = dt.timedelta(minutes=30)
+ABSOLUTE = dt.timedelta(hours=12)
+MIN_PASSWORD, MAX_PASSWORD = 12, 256
+
+# What a role may do in the console; a key's scopes are the same words.
+ROLE_ACTIONS = {
+    "viewer": {"read"},
+    "reviewer": {"read", "review"},
+    "lead": {"read", "review", "lead"},
+    "engineer": {"read", "review", "engineer"},
+    "admin": {"read", "review", "lead", "engineer", "admin"},
+}
+
+_BASE62 = string.digits + string.ascii_letters
+_hasher = argon2.PasswordHasher()
+# Verified when the login is unknown, so that an unknown login takes as long as a wrong password.
+_NOBODY = _hasher.hash(secrets.token_hex(16))
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Whoever is asking: an API key or a signed-in person, always within one project."""
+
+    project_id: uuid.UUID
+    project_slug: str
+    actor: str
+    scopes: frozenset[str]
+    user_id: uuid.UUID | None = None
+    role: str | None = None
+
+
+def authorize(principal: Principal, action: str) -> None:
+    """Raises Forbidden unless the key's scopes or the person's role allow the action."""
+    if action in principal.scopes:
+        return
+    if principal.role is not None:
+        raise errors.Forbidden(f"Your role, {principal.role}, does not allow {action}; ask an admin of this project.")
+    have = ", ".join(sorted(principal.scopes)) or "none"
+    raise errors.Forbidden(
+        f"This key lacks the scope {action!r} (it has: {have}); use a key made with it.", scope=action
+    )
+
+
+# Projects and keys
+
+
+def create_project(session: orm.Session, slug: str, name: str | None = None) -> models.Project:
+    """Raises Conflict when the slug is taken."""
+    if session.scalar(sa.select(models.Project.id).where(models.Project.slug == slug)):
+        raise errors.Conflict(f"There is already a project {slug!r}.", field="slug")
+    project = models.Project(id=ids.uuid7(), slug=slug, name=name or slug)
+    session.add(project)
+    session.flush()
+    return project
+
+
+def project_of_slug(session: orm.Session, slug: str) -> models.Project:
+    project = session.scalar(sa.select(models.Project).where(models.Project.slug == slug))
+    if project is None:
+        raise errors.NotFound(f"There is no project {slug!r}.")
+    return project
+
+
+def create_key(
+    session: orm.Session,
+    project_id: uuid.UUID,
+    name: str,
+    scopes: Sequence[str],
+    user_id: uuid.UUID | None = None,
+    expires_at: dt.datetime | None = None,
+) -> str:
+    """A new key in plain text, which is never shown again: `cmw_<id>_<secret><checksum>`.
+
+    The checksum lets scanners and clients recognise a mistyped or leaked key without asking the server.
+    """
+    unknown = sorted(set(scopes) - set(SCOPES))
+    if unknown or not scopes:
+        raise errors.Invalid(f"scopes must be among {', '.join(SCOPES)}; got {list(scopes)}", field="scopes")
+    if "review" in scopes and user_id is None:
+        raise errors.Invalid("a key with the scope review acts as one named user; name the user", field="user")
+    public, secret = _random(8), _random(32)
+    session.add(
+        models.ApiKey(
+            id=public,
+            project_id=project_id,
+            name=name,
+            secret_hash=_pepper(secret),
+            scopes=list(scopes),
+            user_id=user_id,
+            expires_at=expires_at,
+        )
+    )
+    session.flush()
+    return f"cmw_{public}_{secret}{_checksum(public + secret)}"
+
+
+def principal_of_key(session: orm.Session, authorization: str | None) -> Principal:
+    """The principal of an `Authorization: Bearer` header. Raises Unauthenticated; says nothing about why."""
+    public, secret = _split(authorization)
+    row = session.execute(
+        sa.select(models.ApiKey, models.Project.slug)
+        .join(models.Project, models.Project.id == models.ApiKey.project_id)
+        .where(models.ApiKey.id == public)
+    ).first()
+    now = dt.datetime.now(dt.UTC)
+    if row is None or not hmac.compare_digest(row.ApiKey.secret_hash, _pepper(secret)):
+        raise errors.Unauthenticated("This API key is not known. Send a valid one as `Authorization: Bearer <key>`.")
+    key = row.ApiKey
+    if key.revoked_at is not None or (key.expires_at is not None and key.expires_at <= now):
+        raise errors.Unauthenticated("This API key was revoked or has expired. Ask for a new one.")
+    return Principal(key.project_id, row.slug, f"key:{key.id}", frozenset(key.scopes), key.user_id)
+
+
+def revoke_key(session: orm.Session, project_id: uuid.UUID, key_id: str) -> None:
+    key = session.get(models.ApiKey, key_id)
+    if key is None or key.project_id != project_id:
+        raise errors.NotFound(f"There is no key {key_id!r} in this project.")
+    key.revoked_at = key.revoked_at or dt.datetime.now(dt.UTC)
+    session.flush()
+
+
+def _split(authorization: str | None) -> tuple[str, str]:
+    scheme, _, token = (authorization or "").strip().partition(" ")
+    if scheme.lower() != "bearer" or not token:
+        raise errors.Unauthenticated("No API key was sent. Send one as `Authorization: Bearer <key>`.")
+    parts = token.strip().split("_")
+    if len(parts) != 3 or parts[0] != "cmw" or not parts[1].isalnum() or len(parts[2]) != 38:
+        raise errors.Unauthenticated("This does not look like a cmerwatch key (cmw_<id>_<secret>). Check for a typo.")
+    secret, checksum = parts[2][:-6], parts[2][-6:]
+    if not hmac.compare_digest(_checksum(parts[1] + secret).encode(), checksum.encode()):
+        raise errors.Unauthenticated("This API key is mistyped: its checksum does not match. Copy it again.")
+    return parts[1], secret
+
+
+def _random(length: int) -> str:
+    return "".join(secrets.choice(_BASE62) for _ in range(length))
+
+
+def _checksum(text: str) -> str:
+    value, digits = zlib.crc32(text.encode()), ""
+    for _ in range(6):
+        value, digit = divmod(value, 62)
+        digits += _BASE62[digit]
+    return digits
+
+
+def _pepper(secret: str) -> bytes:
+    """A fast keyed hash is enough for a secret of 190 random bits; the pepper keeps a stolen table useless."""
+    return hmac.digest(settings.current().secret_key.get_secret_value().encode(), secret.encode(), "sha256")
+
+
+# People
+
+
+def create_user(
+    session: orm.Session, project_id: uuid.UUID, login: str, name: str, role: str, password: str | None = None
+) -> models.User:
+    """Raises Invalid for an unknown role or a password out of bounds, Conflict for a login in use."""
+    if role not in models.ROLES:
+        raise errors.Invalid(f"role is {role!r}; it must be one of {', '.join(models.ROLES)}", field="role")
+    if session.scalar(sa.select(models.User.id).where(models.User.login == login)):
+        raise errors.Conflict(f"The login {login!r} is already in use.", field="login")
+    user = models.User(id=ids.uuid7(), login=login, name=name, password_hash=password and hash_password(password))
+    session.add(user)
+    session.flush()
+    session.add(models.Membership(project_id=project_id, user_id=user.id, role=role))
+    session.flush()
+    return user
+
+
+def hash_password(password: str) -> str:
+    if not MIN_PASSWORD <= len(password) <= MAX_PASSWORD:
+        raise errors.Invalid(
+            f"password has {len(password)} characters; use {MIN_PASSWORD} to {MAX_PASSWORD}", field="password"
+        )
+    return _hasher.hash(password)
+
+
+def verify_password(session: orm.Session, login: str, password: str) -> models.User:
+    """Raises the same Unauthenticated, after the same work, for a wrong password and for an unknown login."""
+    user = session.scalar(sa.select(models.User).where(models.User.login == login, models.User.disabled_at.is_(None)))
+    known = user is not None and user.password_hash is not None
+    try:
+        _hasher.verify(user.password_hash if user and user.password_hash else _NOBODY, password[:MAX_PASSWORD])
+    except argon2.exceptions.VerificationError:
+        known = False
+    if user is None or not known:
+        raise errors.Unauthenticated("Login or password is wrong.")
+    return user
+
+
+def create_sign_in_link(
+    session: orm.Session, user_id: uuid.UUID, lifetime: dt.timedelta = dt.timedelta(hours=24)
+) -> str:
+    """The token of a one-time link; only its hash is kept."""
+    token = secrets.token_urlsafe(32)
+    session.add(
+        models.SignInLink(token_hash=_hash(token), user_id=user_id, expires_at=dt.datetime.now(dt.UTC) + lifetime)
+    )
+    session.flush()
+    return token
+
+
+def use_sign_in_link(session: orm.Session, token: str) -> models.User:
+    """Consume the link: one conditional UPDATE, so that of two clicks at once only one signs in."""
+    link = sa.update(models.SignInLink).where(
+        models.SignInLink.token_hash == _hash(token),
+        models.SignInLink.used_at.is_(None),
+        models.SignInLink.expires_at > sa.func.now(),
+    )
+    user_id = session.scalar(link.values(used_at=sa.func.now()).returning(models.SignInLink.user_id))
+    user = session.get(models.User, user_id) if user_id else None
+    if user is None or user.disabled_at is not None:
+        raise errors.Unauthenticated(
+            "This sign-in link was already used or has expired. Make a new one with `cmerwatch user link`."
+        )
+    return user
+
+
+def open_console_session(session: orm.Session, user_id: uuid.UUID) -> str:
+    """A new cookie value of 256 bits; only its hash is kept. A fresh one at every sign-in."""
+    token = secrets.token_urlsafe(32)
+    session.add(
+        models.ConsoleSession(token_hash=_hash(token), user_id=user_id, expires_at=dt.datetime.now(dt.UTC) + ABSOLUTE)
+    )
+    session.flush()
+    return token
+
+
+def principal_of_cookie(session: orm.Session, cookie: str | None, project_slug: str | None = None) -> Principal:
+    """The signed-in person, in the project named or their first one. Raises Unauthenticated (idle 30 min, 12 h)."""
+    now = dt.datetime.now(dt.UTC)
+    row = session.execute(_signed_in(_hash(cookie or ""), project_slug)).first()
+    if not cookie or row is None or row.expires_at <= now or row.last_seen_at <= now - IDLE:
+        raise errors.Unauthenticated("Your session has ended. Sign in again.")
+    if now - row.last_seen_at > dt.timedelta(minutes=1):  # not a write on every page view
+        seen = sa.update(models.ConsoleSession).where(models.ConsoleSession.token_hash == _hash(cookie))
+        session.execute(seen.values(last_seen_at=now))
+    return Principal(
+        row.project_id, row.slug, f"user:{row.login}", frozenset(ROLE_ACTIONS[row.role]), row.user_id, row.role
+    )
+
+
+def _signed_in(token_hash: bytes, project_slug: str | None) -> sa.Select[*tuple[Any, ...]]:
+    statement = (
+        sa.select(
+            models.ConsoleSession.user_id,
+            models.ConsoleSession.expires_at,
+            models.ConsoleSession.last_seen_at,
+            models.User.login,
+            models.Membership.role,
+            models.Membership.project_id,
+            models.Project.slug,
+        )
+        .join(models.User, models.User.id == models.ConsoleSession.user_id)
+        .join(models.Membership, models.Membership.user_id == models.User.id)
+        .join(models.Project, models.Project.id == models.Membership.project_id)
+        .where(models.ConsoleSession.token_hash == token_hash, models.User.disabled_at.is_(None))
+        .order_by(models.Project.created_at)
+    )
+    return statement if project_slug is None else statement.where(models.Project.slug == project_slug)
+
+
+def close_console_session(session: orm.Session, cookie: str) -> None:
+    session.execute(sa.delete(models.ConsoleSession).where(models.ConsoleSession.token_hash == _hash(cookie)))
+
+
+def _hash(token: str) -> bytes:
+    """256 random bits need no slow hash."""
+    return hashlib.sha256(token.encode("utf-8", "replace")).digest()
+
+
+def audit(
+    session: orm.Session, actor: str, action: str, target: str, project_id: uuid.UUID | None = None, **details: Any
+) -> None:
+    """Append to the audit log. Never pass prompts, outputs, keys or links: the log is kept and exported."""
+    session.add(
+        models.AuditEntry(
+            id=ids.uuid7(), project_id=project_id, actor=actor, action=action, target=target, details=details
+        )
+    )
+    session.flush()
+
+
+def make_secret_key() -> str:
+    """A new value for CMERWATCH_SECRET_KEY."""
+    return base64.urlsafe_b64encode(secrets.token_bytes(48)).decode()

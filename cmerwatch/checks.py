@@ -1,0 +1,268 @@
+"""Open work and its results: claim with a lease, complete exactly once, give back, quarantine, replay.
+
+All times are the database's now(), so a worker whose clock jumps neither loses nor steals a lease.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from cmerwatch import models
+from cmerwatch.shapes import DIMENSIONS, CheckResult, Claimed, Decided, Decision, Slice
+
+# A batch that dies is retried in shrinking batches, so that one poison row ends alone and its innocent
+# neighbours never reach quarantine: at most 255 of them are dragged through two extra attempts.
+RETRY_BATCH = {1: 16, 2: 1, 3: 1}
+MAX_ATTEMPTS = 4
+
+_READY = "not_before <= now() AND (state = 0 OR (state = 1 AND lease_until < now()))"
+
+# A CTE, not WHERE id IN (SELECT ... FOR UPDATE): Postgres may evaluate such a sub-select more than once.
+# The head row picks the retry level; the rest of the batch joins it at that level only.
+_CLAIM = sa.text(
+    f"""
+    WITH head AS (
+        SELECT least(attempts, {MAX_ATTEMPTS - 1}) AS level FROM work
+        WHERE {_READY} AND attempts < {MAX_ATTEMPTS}
+        ORDER BY priority, event_id LIMIT 1 FOR UPDATE SKIP LOCKED
+    ), c AS (
+        SELECT w.event_id FROM work w, head
+        WHERE {_READY} AND w.attempts = head.level
+        ORDER BY w.priority, w.event_id
+        LIMIT (SELECT CASE level WHEN 0 THEN CAST(:n AS int) WHEN 1 THEN least(:n, {RETRY_BATCH[1]}) ELSE 1 END
+               FROM head)
+        FOR UPDATE OF w SKIP LOCKED
+    )
+    UPDATE work w SET state = 1, attempts = attempts + 1, lease_token = :token,
+        lease_until = now() + make_interval(secs => :lease)
+    FROM c WHERE w.event_id = c.event_id
+    RETURNING w.event_id, w.project_id, w.bucket, w.attempts, {", ".join("w." + d for d in DIMENSIONS)}
+    """
+)
+
+_QUARANTINE = sa.text(
+    f"""
+    UPDATE work SET state = 9, lease_token = NULL, lease_until = NULL,
+        last_error = coalesce(last_error, 'the worker died or lost its lease while this event was checked')
+    WHERE event_id IN (
+        SELECT event_id FROM work WHERE {_READY} AND attempts >= {MAX_ATTEMPTS} FOR UPDATE SKIP LOCKED
+    )
+    RETURNING event_id
+    """
+)
+
+_CONTENT = sa.text(
+    """
+    SELECT e.id, e.images, e.geo_p, e.is_late, b.prompt, b.output
+    FROM events e JOIN event_bodies b ON b.id = e.id
+    WHERE e.id = ANY(:ids) AND b.id = ANY(:ids)
+        AND e.id BETWEEN :low AND :high AND b.id BETWEEN :low AND :high  -- prunes the day partitions; ANY alone does not
+    """
+)
+
+
+def register(session: orm.Session, *, name: str, label: str, is_demo: bool, reference_version: str | None) -> int:
+    """The id of this checker's row, made on first sight. A bundle's new reference version is noted."""
+    values = {"name": name, "label": label, "demo": is_demo, "reference": reference_version}
+    statement = sa.text(
+        "INSERT INTO checkers (name, label, is_demo, reference_version) VALUES (:name, :label, :demo, :reference) "
+        "ON CONFLICT (name) DO UPDATE SET label = excluded.label, reference_version = excluded.reference_version "
+        "RETURNING id"
+    )
+    return int(session.execute(statement, values).scalar_one())
+
+
+def claim(session: orm.Session, n: int, lease_seconds: float, token: uuid.UUID) -> list[Claimed]:
+    """Lease up to n events of one retry level to `token`. Commit before any inference.
+
+    Rows whose attempts are used up are quarantined first, so a crash loop ends visibly.
+    """
+    session.execute(_QUARANTINE)
+    rows = session.execute(_CLAIM, {"n": n, "token": token, "lease": lease_seconds}).all()
+    if not rows:
+        return []
+    event_ids = [row.event_id for row in rows]
+    values = {"ids": event_ids, "low": min(event_ids), "high": max(event_ids)}
+    content = {row.id: row for row in session.execute(_CONTENT, values)}
+    claimed = [_claimed(row, content[row.event_id]) for row in rows if row.event_id in content]
+    return sorted(claimed, key=lambda event: event.event_id)
+
+
+def _claimed(work: sa.Row[Any], content: sa.Row[Any]) -> Claimed:
+    return Claimed(
+        event_id=work.event_id,
+        project_id=work.project_id,
+        slice=Slice(*(getattr(work, d) for d in DIMENSIONS)),
+        bucket=work.bucket,
+        attempts=work.attempts,
+        is_late=content.is_late,
+        confidence=content.geo_p,
+        images=tuple(content.images),
+        prompt=content.prompt,
+        output=content.output,
+    )
+
+
+def extend(session: orm.Session, token: uuid.UUID, lease_seconds: float) -> int:
+    """Renew the lease of everything `token` still holds; returns how many rows that is."""
+    return _count(
+        session,
+        "UPDATE work SET lease_until = now() + make_interval(secs => :lease) WHERE lease_token = :token AND state = 1",
+        token=token,
+        lease=lease_seconds,
+    )
+
+
+def release(session: orm.Session, token: uuid.UUID, event_ids: Sequence[uuid.UUID] | None = None) -> int:
+    """Give back unharmed on an orderly stop: the attempt is not counted."""
+    return _count(
+        session,
+        "UPDATE work SET state = 0, attempts = attempts - 1, lease_token = NULL, lease_until = NULL "
+        "WHERE lease_token = :token AND state = 1 AND (CAST(:ids AS uuid[]) IS NULL OR event_id = ANY(:ids))",
+        token=token,
+        ids=None if event_ids is None else list(event_ids),
+    )
+
+
+def fail(session: orm.Session, token: uuid.UUID, event_ids: Sequence[uuid.UUID], error: str) -> int:
+    """Give back after a failure: the attempt counts, and the next one is a second later and in a smaller batch."""
+    return _count(
+        session,
+        "UPDATE work SET state = 0, lease_token = NULL, lease_until = NULL, last_error = :error, "
+        "not_before = now() + interval '1 second' WHERE lease_token = :token AND state = 1 AND event_id = ANY(:ids)",
+        token=token,
+        ids=list(event_ids),
+        error=error[:500],
+    )
+
+
+def complete(
+    session: orm.Session, token: uuid.UUID, checker_id: int, pairs: Sequence[tuple[CheckResult, Decision]]
+) -> list[Decided]:
+    """Delete the work rows this token still holds and write exactly their checks and decisions.
+
+    The DELETE is the guard: a zombie whose lease was taken deletes 0 rows, so writes and counts nothing.
+    """
+    ids = [result.event.event_id for result, _ in pairs]
+    deleted = set(
+        session.execute(
+            sa.text(
+                "DELETE FROM work WHERE event_id = ANY(:ids) AND lease_token = :token AND state = 1 RETURNING event_id"
+            ),
+            {"ids": ids, "token": token},
+        ).scalars()
+    )
+    done = [Decided(result, decision, checker_id) for result, decision in pairs if result.event.event_id in deleted]
+    _insert_checks(session, done)
+    _insert_decisions(session, done)
+    return done
+
+
+def _insert_checks(session: orm.Session, done: Sequence[Decided]) -> None:
+    rows = [
+        {
+            "event_id": one.result.event.event_id,
+            "checker_id": one.checker_id,
+            "project_id": one.result.event.project_id,
+            "outcome": one.result.outcome,
+            "similarity": one.result.similarity,
+            "score": one.result.score,
+            "mismatch_percentile": one.result.mismatch_percentile,
+            "claims": [
+                {"start": c.start, "end": c.end, "similarity": c.similarity, "percentile": c.percentile}
+                for c in one.result.claims
+            ],
+            "reasons": list(one.result.reasons),
+        }
+        for one in done
+    ]
+    _insert_json(
+        session,
+        "checks",
+        "event_id uuid, checker_id int, project_id uuid, outcome text, similarity float8, score float8, "
+        "mismatch_percentile float8, claims jsonb, reasons text[]",
+        rows,
+    )
+
+
+def _insert_decisions(session: orm.Session, done: Sequence[Decided]) -> None:
+    rows = [
+        {
+            "event_id": one.result.event.event_id,
+            "checker_id": one.checker_id,
+            "policy_version": one.decision.policy_version,
+            "project_id": one.result.event.project_id,
+            "flagged": one.decision.flagged,
+            "low_similarity": one.decision.low_similarity,
+            "conf_threshold": one.decision.conf_threshold,
+            "sim_threshold": one.decision.sim_threshold,
+        }
+        for one in done
+        if one.decision.is_decided and one.result.outcome == "scored"
+    ]
+    _insert_json(
+        session,
+        "decisions",
+        "event_id uuid, checker_id int, policy_version int, project_id uuid, flagged bool, low_similarity bool, "
+        "conf_threshold float8, sim_threshold float8",
+        rows,
+    )
+
+
+def _insert_json(session: orm.Session, table: str, columns: str, rows: Sequence[dict[str, Any]]) -> None:
+    """One parameter for the whole batch: psycopg's cost per parameter is what bounds this path (bench/pipeline.py)."""
+    if not rows:
+        return
+    names = ", ".join(column.split()[0] for column in columns.split(", "))
+    source = f"jsonb_to_recordset(CAST(:rows AS jsonb)) AS r({columns})"
+    statement = sa.text(f"INSERT INTO {table} ({names}) SELECT {names} FROM {source}")
+    session.execute(statement, {"rows": json.dumps(rows, default=str)})
+
+
+def waiting(session: orm.Session, project_id: uuid.UUID | None = None) -> int:
+    return session.execute(
+        sa.select(sa.func.count())
+        .select_from(models.Work)
+        .where(models.Work.state != models.QUARANTINED, *_of(project_id))
+    ).scalar_one()
+
+
+def has_ready(session: orm.Session) -> bool:
+    """Whether a drain would find anything now; what the poll thread asks every two seconds."""
+    return bool(session.execute(sa.text(f"SELECT EXISTS (SELECT FROM work WHERE {_READY})")).scalar_one())
+
+
+def quarantined(session: orm.Session, project_id: uuid.UUID, limit: int = 200) -> Sequence[models.Work]:
+    """The events no worker survived, oldest first, each with its last error."""
+    return session.scalars(
+        sa.select(models.Work)
+        .where(models.Work.state == models.QUARANTINED, *_of(project_id))
+        .order_by(models.Work.event_id)
+        .limit(limit)
+    ).all()
+
+
+def replay(session: orm.Session, project_id: uuid.UUID, event_ids: Sequence[uuid.UUID] | None = None) -> int:
+    """Give quarantined events (all, or those named) a fresh start; returns how many."""
+    return _count(
+        session,
+        "UPDATE work SET state = 0, attempts = 0, not_before = now() WHERE state = 9 AND project_id = :project "
+        "AND (CAST(:ids AS uuid[]) IS NULL OR event_id = ANY(:ids))",
+        project=project_id,
+        ids=None if event_ids is None else list(event_ids),
+    )
+
+
+def _of(project_id: uuid.UUID | None) -> list[sa.ColumnElement[bool]]:
+    return [] if project_id is None else [models.Work.project_id == project_id]
+
+
+def _count(session: orm.Session, statement: str, **values: Any) -> int:
+    result = session.execute(sa.text(statement), values)
+    return int(result.rowcount)  # type: ignore[attr-defined]

@@ -1,0 +1,188 @@
+"""CMER over time and by dimension, read from rollups only: fast at any history, and always with n and coverage."""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from cmerwatch import errors, intervals, models
+from cmerwatch.cmer import Rate
+from cmerwatch.shapes import DIMENSIONS
+
+WIDTHS = {"5m": 300, "1h": 3600, "1d": 86_400, "all": 0}
+DEFAULT_WINDOW = dt.timedelta(days=8)
+_COUNTS = (
+    "scored",
+    "unscorable",
+    "invalid_image",
+    "model_error",
+    "undecided",
+    "n",
+    "flagged",
+    "low",
+    "low_unconfirmed",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CmerRow:
+    """One bucket of one group. cmer = flagged / n with its 95 % Wilson interval; uer = low / decided."""
+
+    start: dt.datetime
+    group: dict[str, str]
+    scored: int
+    unscorable: int
+    invalid_image: int
+    model_error: int
+    undecided: int
+    n: int
+    flagged: int
+    low: int
+    low_unconfirmed: int
+    waiting: int
+    quarantined: int
+    sim_hist: list[int]
+    score_hist: list[int]
+
+    @property
+    def cmer(self) -> Rate:
+        return Rate(self.flagged, self.n)
+
+    @property
+    def uer(self) -> Rate:
+        return Rate(self.low, self.scored - self.undecided)
+
+    @property
+    def accepted(self) -> int:
+        looked_at = self.scored + self.unscorable + self.invalid_image + self.model_error
+        return looked_at + self.waiting + self.quarantined
+
+    @property
+    def coverage(self) -> float | None:
+        """(accepted - waiting - quarantined - model_error) / accepted: the share that was looked at."""
+        if not self.accepted:
+            return None
+        return 1 - (self.waiting + self.quarantined + self.model_error) / self.accepted
+
+    @property
+    def sim_quartiles(self) -> tuple[float, float, float] | None:
+        return intervals.sim_quartiles(self.sim_hist)
+
+
+def current_checker(session: orm.Session, project_id: uuid.UUID) -> models.Checker | None:
+    """The checker that counted this project's newest bucket; None before the first check."""
+    return session.scalar(
+        sa.select(models.Checker)
+        .join(models.Rollup1h, models.Rollup1h.checker_id == models.Checker.id)
+        .where(models.Rollup1h.project_id == project_id)
+        .order_by(models.Rollup1h.bucket.desc(), models.Checker.id.desc())
+        .limit(1)
+    )
+
+
+def current_policy_version(session: orm.Session, project_id: uuid.UUID) -> int:
+    latest = sa.select(sa.func.max(models.PolicyVersion.version)).where(models.PolicyVersion.project_id == project_id)
+    return session.scalar(latest) or 1
+
+
+def query(
+    session: orm.Session,
+    project_id: uuid.UUID,
+    start: dt.datetime,
+    end: dt.datetime,
+    bucket: str = "1h",
+    group_by: Sequence[str] = (),
+    filters: Mapping[str, str] | None = None,
+    checker_id: int | None = None,
+    policy_version: int | None = None,
+) -> list[CmerRow]:
+    """Rows ordered by start and group; bucket "all" gives one row per group. Buckets are UTC by received_at.
+
+    start is rounded down and end up to whole buckets of the table read (5 minutes; whole hours for "1h" and "1d").
+    Without a checker the current one is read; without a policy version, all of them: each event is decided once.
+    """
+    filters = dict(filters or {})
+    _require_known(bucket, group_by, filters)
+    if checker_id is None:
+        found = current_checker(session, project_id)
+        checker_id = found.id if found else None
+    table = "rollups_1h" if bucket in ("1h", "1d") else "rollups_5m"
+    grain = 3600 if table == "rollups_1h" else 300
+    values: dict[str, Any] = {
+        "project": project_id,
+        "start": floor(start, grain),
+        "end": _ceil(end, grain),
+        "width": WIDTHS[bucket],
+        "checker": checker_id,
+        "policy": policy_version,
+        **{f"dim_{name}": value for name, value in filters.items()},
+    }
+    rows = session.execute(sa.text(_sql(table, bucket, group_by, filters)), values).all()
+    return [_row(row, group_by) for row in rows]
+
+
+def _require_known(bucket: str, group_by: Sequence[str], filters: Mapping[str, str]) -> None:
+    if bucket not in WIDTHS:
+        raise errors.Invalid(f"bucket is {bucket!r}; it must be one of 5m, 1h, 1d", field="bucket")
+    for field, names in (("group_by", group_by), ("filter", filters)):
+        for name in names:
+            if name not in DIMENSIONS:
+                raise errors.Invalid(f"{name!r} is not a dimension; they are {', '.join(DIMENSIONS)}", field=field)
+
+
+def floor(at: dt.datetime, seconds: int) -> dt.datetime:
+    """Start of the bucket of that many seconds that holds `at`."""
+    whole = int(at.timestamp())
+    return dt.datetime.fromtimestamp(whole - whole % seconds, dt.UTC)
+
+
+def _ceil(at: dt.datetime, seconds: int) -> dt.datetime:
+    low = floor(at, seconds)
+    return low if low == at else low + dt.timedelta(seconds=seconds)
+
+
+def _sql(table: str, bucket: str, group_by: Sequence[str], filters: Mapping[str, str]) -> str:
+    """Built from our own column and table names only; every value is bound."""
+    start = (
+        "CAST(:start AS timestamptz)"
+        if bucket == "all"
+        else "date_bin(make_interval(secs => :width), bucket, timestamptz '2000-01-01 00:00Z')"
+    )
+    dims = "".join(f", {name}" for name in group_by)
+    where = "".join(f" AND {name} = :dim_{name}" for name in filters)
+    keys = f"start{dims}"
+    sums = ", ".join(f"sum({name})::int AS {name}" for name in _COUNTS)
+    return f"""
+        WITH done AS (
+            SELECT {start} AS start{dims}, {sums}, cmw_sum(sim_hist) AS sim_hist, cmw_sum(score_hist) AS score_hist
+            FROM {table}
+            WHERE project_id = :project AND bucket >= :start AND bucket < :end
+                AND (CAST(:checker AS int) IS NULL OR checker_id = :checker)
+                AND (CAST(:policy AS int) IS NULL OR policy_version = :policy){where}
+            GROUP BY {keys}
+        ), open AS (
+            SELECT {start} AS start{dims}, count(*) FILTER (WHERE state <> 9)::int AS waiting,
+                count(*) FILTER (WHERE state = 9)::int AS quarantined
+            FROM work WHERE project_id = :project AND bucket >= :start AND bucket < :end{where}
+            GROUP BY {keys}
+        )
+        SELECT {keys}, {", ".join(f"coalesce({name}, 0) AS {name}" for name in (*_COUNTS, "waiting", "quarantined"))},
+            sim_hist, score_hist
+        FROM done FULL JOIN open USING ({keys}) ORDER BY {keys}
+    """
+
+
+def _row(row: sa.Row[Any], group_by: Sequence[str]) -> CmerRow:
+    return CmerRow(
+        start=row.start,
+        group={name: getattr(row, name) for name in group_by},
+        **{name: getattr(row, name) for name in (*_COUNTS, "waiting", "quarantined")},
+        sim_hist=row.sim_hist or [0] * intervals.SIM_BINS,
+        score_hist=row.score_hist or [0] * intervals.SCORE_BINS,
+    )

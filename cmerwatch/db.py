@@ -1,0 +1,65 @@
+"""The one way to the database: engines made by edges, sessions edges commit, calls that wait for the commit."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event, orm
+
+log = logging.getLogger(__name__)
+
+SessionLocal: orm.sessionmaker[orm.Session] = orm.sessionmaker(expire_on_commit=False)
+
+
+def configure(url: str, *, pool_size: int = 10, statement_timeout_ms: int = 30_000) -> sa.Engine:
+    """Make the engine and bind SessionLocal to it. Called once by each edge at its start, never at import.
+
+    idle_in_transaction_session_timeout: a forgotten transaction pins the xmin horizon and slows the claim query.
+    """
+    engine = sa.create_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=pool_size,
+        pool_pre_ping=True,
+        connect_args={
+            "connect_timeout": 5,
+            "options": f"-c statement_timeout={statement_timeout_ms} "
+            "-c idle_in_transaction_session_timeout=30000 -c timezone=UTC",
+        },
+    )
+    SessionLocal.configure(bind=engine)
+    return engine
+
+
+@contextlib.contextmanager
+def transaction() -> Iterator[orm.Session]:
+    """A session that commits when the block ends and rolls back when it raises: for edges only."""
+    with SessionLocal() as session:
+        yield session
+        session.commit()
+
+
+def after_commit(session: orm.Session, call: Callable[..., object], *args: Any) -> None:
+    """Run `call(*args)` once this session's transaction is durable; a rollback forgets it."""
+    session.info.setdefault("after_commit", []).append((call, args))
+
+
+@event.listens_for(orm.Session, "after_commit")
+def _run_after_commit(session: orm.Session) -> None:
+    if session.in_nested_transaction():
+        return  # releasing a savepoint is not durable yet
+    for call, args in session.info.pop("after_commit", []):
+        try:
+            call(*args)
+        except Exception:
+            # A hint that fails costs latency only: polling finds the row.
+            log.exception("a call after commit failed")
+
+
+@event.listens_for(orm.Session, "after_rollback")
+def _drop_after_rollback(session: orm.Session) -> None:
+    session.info.pop("after_commit", None)

@@ -1,0 +1,199 @@
+"""Reading events back: one whole, or a thin page of many."""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from cmerwatch import errors, ids, models
+from cmerwatch.shapes import DIMENSIONS
+
+STATES = ("waiting", "checked", "quarantined")
+
+
+@dataclass(frozen=True, slots=True)
+class EventView:
+    """One event with everything known of it; check, decision and review are None until they exist."""
+
+    event: models.Event
+    body: models.EventBody
+    state: str  # one of STATES
+    work: models.Work | None
+    check: models.Check | None
+    checker: models.Checker | None
+    decision: models.DecisionRow | None
+    review: models.ReviewItem | None
+
+
+def get(session: orm.Session, project_id: uuid.UUID, event_id: uuid.UUID) -> EventView:
+    """Raises NotFound for an absent event and for another project's alike. The newest check and decision win."""
+    event = session.scalar(
+        sa.select(models.Event).where(models.Event.id == event_id, models.Event.project_id == project_id)
+    )
+    if event is None:
+        raise errors.NotFound(f"There is no event {event_id} in this project.", id=str(event_id))
+    work = session.get(models.Work, event_id)
+    check = session.scalars(
+        sa.select(models.Check).where(models.Check.event_id == event_id).order_by(models.Check.checker_id.desc())
+    ).first()
+    decision = session.scalars(
+        sa.select(models.DecisionRow)
+        .where(models.DecisionRow.event_id == event_id)
+        .order_by(models.DecisionRow.checker_id.desc(), models.DecisionRow.policy_version.desc())
+    ).first()
+    return EventView(
+        event=event,
+        body=session.get_one(models.EventBody, event_id),
+        state=state_of(work.state if work else None, check is not None),
+        work=work,
+        check=check,
+        checker=session.get(models.Checker, check.checker_id) if check else None,
+        decision=decision,
+        review=session.scalar(
+            sa.select(models.ReviewItem).where(
+                models.ReviewItem.project_id == project_id, models.ReviewItem.event_id == event_id
+            )
+        ),
+    )
+
+
+def state_of(work_state: int | None, has_check: bool) -> str:
+    if work_state == models.QUARANTINED:
+        return "quarantined"
+    return "checked" if has_check else "waiting"
+
+
+@dataclass(frozen=True, slots=True)
+class EventFilter:
+    """None means any. `dimensions` maps a dimension to its exact value ('' = absent)."""
+
+    event_key: str | None = None
+    dimensions: dict[str, str] = field(default_factory=dict)
+    flagged: bool | None = None
+    outcome: str | None = None
+    state: str | None = None
+    start: dt.datetime | None = None
+    end: dt.datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EventRow:
+    id: uuid.UUID
+    event_key: str | None
+    received_at: dt.datetime
+    dimensions: dict[str, str]
+    images: list[str]
+    confidence: float | None
+    prompt: str
+    output: str
+    state: str
+    outcome: str | None
+    similarity: float | None
+    score: float | None
+    flagged: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    rows: list[EventRow]
+    next_cursor: str | None
+
+
+def find(
+    session: orm.Session, project_id: uuid.UUID, wanted: EventFilter, cursor: str | None = None, limit: int = 50
+) -> Page:
+    """Newest first by id (keyset: stable while events arrive). Prompt and output are cut to 300 characters."""
+    values: dict[str, Any] = {"project": project_id, "limit": limit + 1, **_values(wanted, cursor)}
+    rows = session.execute(sa.text(_sql(wanted, cursor is not None)), values).all()
+    page = [_row(row) for row in rows[:limit]]
+    return Page(page, str(page[-1].id) if len(rows) > limit else None)
+
+
+def _sql(wanted: EventFilter, has_cursor: bool) -> str:
+    """Built from our own column names only; every value is bound."""
+    where = ["e.project_id = :project"]
+    where += [f"e.{name} = :dim_{name}" for name in DIMENSIONS if name in wanted.dimensions]
+    where += ["e.id < :cursor"] if has_cursor else []
+    where += ["e.id >= :start"] if wanted.start else []
+    where += ["e.id < :end"] if wanted.end else []
+    where += ["e.event_key = :event_key"] if wanted.event_key is not None else []
+    where += ["c.outcome = :outcome"] if wanted.outcome else []
+    where += ["coalesce(d.flagged, false) = :flagged"] if wanted.flagged is not None else []
+    where += [_STATE_SQL[wanted.state]] if wanted.state else []
+    dims = ", ".join(f"e.{name}" for name in DIMENSIONS)
+    return f"""
+        SELECT e.id, e.event_key, e.received_at, {dims}, e.images, e.geo_p, left(b.prompt, 300) AS prompt,
+            left(b.output, 300) AS output, w.state AS work_state, c.outcome, c.similarity, c.score, d.flagged
+        FROM events e
+        JOIN event_bodies b ON b.id = e.id
+        LEFT JOIN work w ON w.event_id = e.id
+        LEFT JOIN LATERAL (
+            SELECT * FROM checks WHERE event_id = e.id ORDER BY checker_id DESC LIMIT 1
+        ) c ON true
+        LEFT JOIN LATERAL (
+            SELECT flagged FROM decisions WHERE event_id = e.id AND checker_id = c.checker_id
+            ORDER BY policy_version DESC LIMIT 1
+        ) d ON true
+        WHERE {" AND ".join(where)}
+        ORDER BY e.id DESC LIMIT :limit
+    """
+
+
+_STATE_SQL = {
+    "waiting": "w.state IN (0, 1)",
+    "quarantined": "w.state = 9",
+    "checked": "w.event_id IS NULL",
+}
+
+
+def _values(wanted: EventFilter, cursor: str | None) -> dict[str, Any]:
+    values: dict[str, Any] = {f"dim_{name}": value for name, value in wanted.dimensions.items()}
+    if cursor is not None:
+        values["cursor"] = _cursor(cursor)
+    if wanted.start:
+        values["start"] = ids.first(wanted.start)
+    if wanted.end:
+        values["end"] = ids.first(wanted.end)
+    for name in ("event_key", "outcome", "flagged"):
+        values[name] = getattr(wanted, name)
+    return values
+
+
+def _cursor(cursor: str) -> uuid.UUID:
+    try:
+        return uuid.UUID(cursor)
+    except ValueError:
+        raise errors.Invalid("cursor is not one this API gave; use next_cursor as it came", field="cursor") from None
+
+
+def _row(row: sa.Row[Any]) -> EventRow:
+    return EventRow(
+        id=row.id,
+        event_key=row.event_key,
+        received_at=row.received_at,
+        dimensions={name: getattr(row, name) for name in DIMENSIONS},
+        images=row.images,
+        confidence=row.geo_p,
+        prompt=row.prompt,
+        output=row.output,
+        state=state_of(row.work_state, row.outcome is not None),
+        outcome=row.outcome,
+        similarity=row.similarity,
+        score=row.score,
+        flagged=row.flagged,
+    )
+
+
+def values_of(session: orm.Session, project_id: uuid.UUID, dimension: str) -> Sequence[str]:
+    """The distinct values of one dimension seen in rollups: what filter menus offer."""
+    if dimension not in DIMENSIONS:
+        raise errors.Invalid(f"{dimension!r} is not a dimension; they are {', '.join(DIMENSIONS)}", field="group_by")
+    column = getattr(models.Rollup1h, dimension)
+    statement = sa.select(column).where(models.Rollup1h.project_id == project_id).distinct().order_by(column)
+    return session.scalars(statement.limit(500)).all()

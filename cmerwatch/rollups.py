@@ -1,0 +1,198 @@
+"""Counts per slice and bucket, added exactly once, in the transaction that completes the checks they count."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import uuid
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from cmerwatch import intervals
+from cmerwatch.shapes import DIMENSIONS, Decided
+
+COUNTS = (
+    "scored",
+    "unscorable",
+    "invalid_image",
+    "model_error",
+    "undecided",
+    "n",
+    "flagged",
+    "low",
+    "low_unconfirmed",
+    "late_scored",
+    "late_n",
+    "late_flagged",
+)
+KEY = ("project_id", "bucket", *DIMENSIONS, "checker_id", "policy_version")
+TABLES = {"rollups_5m": 300, "rollups_1h": 3600}
+
+Key = tuple[Any, ...]
+
+
+class Tally:
+    """The additive columns of one key, as plain lists."""
+
+    __slots__ = ("counts", "score_hist", "sim_hist")
+
+    def __init__(self) -> None:
+        self.counts = dict.fromkeys(COUNTS, 0)
+        self.sim_hist = [0] * intervals.SIM_BINS
+        self.score_hist = [0] * intervals.SCORE_BINS
+
+    def count(self, decided: Decided) -> None:
+        """Add one check. n counts scored events with a known confidence and a decision; low counts all low scores."""
+        result, decision = decided.result, decided.decision
+        event, counts = result.event, self.counts
+        counts[result.outcome] += 1
+        if result.outcome != "scored" or result.similarity is None:
+            return
+        self.sim_hist[intervals.sim_bin(result.similarity)] += 1
+        counts["late_scored"] += event.is_late
+        if not decision.is_decided:
+            counts["undecided"] += 1
+            return
+        counts["low"] += decision.low_similarity
+        if event.confidence is None:
+            counts["low_unconfirmed"] += decision.low_similarity
+            return
+        counts["n"] += 1
+        counts["flagged"] += decision.flagged
+        counts["late_n"] += event.is_late
+        counts["late_flagged"] += event.is_late and decision.flagged
+        if event.confidence > decision.conf_threshold and result.score is not None:
+            self.score_hist[intervals.score_bin(result.score)] += 1
+
+    def merge(self, other: Tally) -> None:
+        for name, value in other.counts.items():
+            self.counts[name] += value
+        self.sim_hist = [a + b for a, b in zip(self.sim_hist, other.sim_hist, strict=True)]
+        self.score_hist = [a + b for a, b in zip(self.score_hist, other.score_hist, strict=True)]
+
+
+def add(session: orm.Session, decided: Sequence[Decided]) -> None:
+    """Upsert the increments of exactly these checks into the 5-minute and the hourly table."""
+    five = tally(decided)
+    hourly: dict[Key, Tally] = {}
+    for key, one in five.items():
+        hourly.setdefault((key[0], _hour(key[1]), *key[2:]), Tally()).merge(one)
+    _upsert(session, "rollups_5m", five)
+    _upsert(session, "rollups_1h", hourly)
+
+
+def tally(decided: Iterable[Decided]) -> dict[Key, Tally]:
+    found: dict[Key, Tally] = {}
+    for one in decided:
+        event = one.result.event
+        key = (event.project_id, event.bucket, *event.slice, one.checker_id, one.decision.policy_version)
+        if key not in found:
+            found[key] = Tally()
+        found[key].count(one)
+    return found
+
+
+def _hour(bucket: dt.datetime) -> dt.datetime:
+    return bucket.replace(minute=0, second=0, microsecond=0)
+
+
+_SUMS = ", ".join(f"{c} = t.{c} + excluded.{c}" for c in COUNTS)
+_COLUMNS = ", ".join((*KEY, *COUNTS, "sim_hist", "score_hist"))
+_TYPES = ", ".join(
+    ["project_id uuid", "bucket timestamptz"]
+    + [f"{d} text" for d in DIMENSIONS]
+    + ["checker_id int", "policy_version int"]
+    + [f"{c} int" for c in COUNTS]
+    + ["sim_hist int[]", "score_hist int[]"]
+)
+
+
+def _statement(table: str) -> sa.TextClause:
+    """ORDER BY the key: every worker locks rollup rows in one order, so two completions never deadlock."""
+    return sa.text(
+        f"INSERT INTO {table} AS t ({_COLUMNS}) "
+        f"SELECT {_COLUMNS} FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r({_TYPES}) "
+        f"ORDER BY {', '.join(KEY)} "
+        f"ON CONFLICT ({', '.join(KEY)}) DO UPDATE SET {_SUMS}, "
+        "sim_hist = cmw_add(t.sim_hist, excluded.sim_hist), "
+        "score_hist = cmw_add(t.score_hist, excluded.score_hist)"
+    )
+
+
+_STATEMENTS = {table: _statement(table) for table in TABLES}
+
+
+def _upsert(session: orm.Session, table: str, tallies: dict[Key, Tally]) -> None:
+    if not tallies:
+        return
+    rows = [
+        dict(zip(KEY, key, strict=True)) | one.counts | {"sim_hist": one.sim_hist, "score_hist": one.score_hist}
+        for key, one in tallies.items()
+    ]
+    session.execute(_STATEMENTS[table], {"rows": json.dumps(rows, default=str)})
+
+
+def differences(session: orm.Session, project_id: uuid.UUID) -> list[str]:
+    """Recount from events, checks and decisions; name every rollup key that disagrees. Empty means exact."""
+    wrong = []
+    for table, seconds in TABLES.items():
+        for row in session.execute(_RECOUNT[table], {"project": project_id, "width": seconds}).mappings():
+            counts = ", ".join(f"{c} {row['r_' + c]}/{row['e_' + c]}" for c in _RECOUNTED)
+            wrong.append(f"{table} {row['bucket']:%Y-%m-%d %H:%M} {row['endpoint']}: rollup/rows {counts}")
+    return wrong
+
+
+_RECOUNTED = (
+    "scored",
+    "unscorable",
+    "invalid_image",
+    "model_error",
+    "n",
+    "flagged",
+    "low",
+    "low_unconfirmed",
+    "late_scored",
+    "hist",
+)
+
+
+def _recount(table: str) -> sa.TextClause:
+    group = ", ".join(("bucket", *DIMENSIONS, "checker_id"))
+    sums = ", ".join(f"sum({c}) AS {c}" for c in _RECOUNTED if c != "hist")
+    pairs = ", ".join(f"coalesce(r.{c}, 0) AS r_{c}, coalesce(e.{c}, 0) AS e_{c}" for c in _RECOUNTED)
+    differ = " OR ".join(f"coalesce(r.{c}, 0) <> coalesce(e.{c}, 0)" for c in _RECOUNTED)
+    return sa.text(
+        f"""
+        WITH r AS (
+            SELECT {group}, {sums}, sum((SELECT sum(x) FROM unnest(sim_hist) x)) AS hist
+            FROM {table} WHERE project_id = :project GROUP BY {group}
+        ), rows AS (
+            SELECT date_bin(make_interval(secs => :width), ev.received_at, timestamptz '2000-01-01 00:00Z') AS bucket,
+                {", ".join("ev." + d for d in DIMENSIONS)}, c.checker_id, c.outcome, ev.geo_p, ev.is_late, d.flagged,
+                d.low_similarity, d.event_id IS NOT NULL AS decided
+            FROM checks c JOIN events ev ON ev.id = c.event_id
+            LEFT JOIN decisions d ON d.event_id = c.event_id AND d.checker_id = c.checker_id
+            WHERE c.project_id = :project
+        ), e AS (
+            SELECT {group},
+                count(*) FILTER (WHERE outcome = 'scored') AS scored,
+                count(*) FILTER (WHERE outcome = 'unscorable') AS unscorable,
+                count(*) FILTER (WHERE outcome = 'invalid_image') AS invalid_image,
+                count(*) FILTER (WHERE outcome = 'model_error') AS model_error,
+                count(*) FILTER (WHERE decided AND geo_p IS NOT NULL) AS n,
+                count(*) FILTER (WHERE flagged) AS flagged,
+                count(*) FILTER (WHERE low_similarity) AS low,
+                count(*) FILTER (WHERE low_similarity AND geo_p IS NULL) AS low_unconfirmed,
+                count(*) FILTER (WHERE outcome = 'scored' AND is_late) AS late_scored,
+                count(*) FILTER (WHERE outcome = 'scored') AS hist
+            FROM rows GROUP BY {group}
+        )
+        SELECT {group}, {pairs} FROM r FULL JOIN e USING ({group}) WHERE {differ}
+        """
+    )
+
+
+_RECOUNT = {table: _recount(table) for table in TABLES}

@@ -1,0 +1,85 @@
+"""Every setting: environment variables with the prefix CMERWATCH_; a bad value stops the start by name."""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import pydantic_settings
+
+from cmerwatch import errors
+
+
+class Settings(pydantic_settings.BaseSettings):
+    """Each field is `CMERWATCH_<NAME>`; secrets may be read from the file named by `CMERWATCH_<NAME>_FILE`."""
+
+    model_config = pydantic_settings.SettingsConfigDict(env_prefix="CMERWATCH_", extra="ignore")
+
+    database_url: str = pydantic.Field(
+        "postgresql://localhost/cmerwatch", description="Postgres, the one source of truth."
+    )
+    redis_url: str = pydantic.Field("", description="Hints only; empty uses a folder in `data_dir` as broker.")
+    data_dir: Path = pydantic.Field(Path(".cmerwatch"), description="Blobs, secrets and the folder broker.")
+    environment: str = pydantic.Field("development", description="`production` refuses the demo checker.")
+    checker: str = pydantic.Field(
+        "openclip:ViT-B-32-256:datacomp_s34b_b86k",
+        description="`demo`, `bundle:/path`, `openclip:MODEL:TAG` or `openclip-local:CONFIG:WEIGHTS`.",
+    )
+    public_url: str = pydantic.Field("http://127.0.0.1:8383", description="Where people reach the console.")
+    secret_key: pydantic.SecretStr = pydantic.Field(
+        pydantic.SecretStr(""),
+        description="Peppers API keys; at least 32 characters; made on first start if empty.",
+    )
+    max_body_bytes: int = pydantic.Field(32 << 20, ge=1 << 10, description="Largest request body.")
+    max_image_bytes: int = pydantic.Field(10 << 20, ge=1 << 10, description="Largest single image.")
+    max_image_pixels: int = pydantic.Field(25_000_000, ge=64, description="Largest width x height.")
+    max_image_side: int = pydantic.Field(16_384, ge=8, description="Largest width or height.")
+    max_text_chars: int = pydantic.Field(200_000, ge=100, description="Largest prompt or output.")
+    lease_seconds: int = pydantic.Field(30, ge=1, description="How long a worker may hold an event unseen.")
+    poll_seconds: float = pydantic.Field(2.0, gt=0, description="How often workers look without a hint.")
+    batch_size: int = pydantic.Field(256, ge=1, le=4096, description="Events a worker claims at once.")
+    decode_processes: int = pydantic.Field(2, ge=1, le=64, description="Sacrificial image decoders per worker.")
+    watchdog_seconds: int = pydantic.Field(60, ge=5, description="A worker without progress for this long exits.")
+    audit_rate: float = pydantic.Field(
+        0.02, ge=0, le=1, description="Share of unflagged events drawn at random for review."
+    )
+    events_retention_days: int = pydantic.Field(400, ge=1, description="Partitions older than this may be dropped.")
+
+    @property
+    def blob_dir(self) -> Path:
+        return self.data_dir / "blobs"
+
+
+def _with_secret_files(environ: dict[str, str]) -> dict[str, Any]:
+    """`CMERWATCH_X_FILE=/run/secrets/x` means CMERWATCH_X; a missing file is an error, not an empty secret."""
+    found: dict[str, Any] = {}
+    for name in Settings.model_fields:
+        path = environ.get(f"CMERWATCH_{name.upper()}_FILE")
+        if path:
+            try:
+                found[name] = Path(path).read_text().strip()
+            except OSError as error:
+                raise errors.StartRefused(
+                    f"CMERWATCH_{name.upper()}_FILE names {path!r}, which cannot be read ({error.strerror}). "
+                    f"Create the file or set CMERWATCH_{name.upper()}."
+                ) from error
+    return found
+
+
+def read(**overrides: Any) -> Settings:
+    """Settings from the environment; raises StartRefused naming each bad variable."""
+    try:
+        return Settings(**(_with_secret_files(dict(os.environ)) | overrides))
+    except pydantic.ValidationError as error:
+        problems = "; ".join(
+            f"CMERWATCH_{str(e['loc'][0]).upper() if e['loc'] else '?'}: {e['msg']}" for e in error.errors()
+        )
+        raise errors.StartRefused(f"Settings are not valid: {problems}.") from None
+
+
+@functools.cache
+def current() -> Settings:
+    return read()

@@ -1,0 +1,99 @@
+"""The plain values that travel between stages: frozen, no behaviour, no database."""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+BUCKET_SECONDS = 300
+LATE_AFTER = dt.timedelta(minutes=10)
+
+OUTCOMES = ("scored", "unscorable", "invalid_image", "model_error", "quarantined")
+
+
+class Slice(NamedTuple):
+    """The dimensions of an event in the order of every key; an absent one is '' (NULLs never meet in an upsert)."""
+
+    endpoint: str = ""
+    prompt_type: str = ""
+    customer: str = ""
+    model: str = ""
+    model_version: str = ""
+    environment: str = ""
+
+
+DIMENSIONS = Slice._fields
+
+
+@dataclass(frozen=True, slots=True)
+class Confidence:
+    """geo_p = exp(mean logprob), mean_p = mean exp(logprob), min_p: all in (0, 1], None when unknown."""
+
+    geo_p: float | None = None
+    mean_p: float | None = None
+    min_p: float | None = None
+    n_tokens: int | None = None
+    status: str = "not_reported"
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """An event leased to this worker, with all that checking it needs."""
+
+    event_id: uuid.UUID
+    project_id: uuid.UUID
+    slice: Slice
+    bucket: dt.datetime
+    attempts: int
+    is_late: bool
+    confidence: float | None
+    images: tuple[str, ...]
+    prompt: str
+    output: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimScore:
+    """One checkable piece of an output: [start, end) characters, raw cosine (best image), percentile u in [0, 1]."""
+
+    start: int
+    end: int
+    similarity: float
+    percentile: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """What a checker says of one event, before any threshold."""
+
+    event: Claimed
+    outcome: str
+    similarity: float | None = None
+    score: float | None = None
+    mismatch_percentile: float | None = None
+    claims: tuple[ClaimScore, ...] = ()
+    reasons: tuple[str, ...] = ()
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What one policy version says of one check. `is_decided` is False while a checker is still calibrating."""
+
+    policy_version: int
+    is_decided: bool
+    flagged: bool
+    low_similarity: bool
+    conf_threshold: float
+    sim_threshold: float
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """A completed check with its decision: what rollups, routing and alerts count."""
+
+    result: CheckResult
+    decision: Decision
+    checker_id: int
