@@ -65,7 +65,10 @@ class Answer:
 
 
 class Block(nn.Module):
-    """Pre-norm attention and MLP. `mask` is a boolean (batch, 1, length, length), True = may look."""
+    """Pre-norm attention and MLP. `mask` is a boolean (batch, 1, length, seen), True = may look.
+
+    `past` holds the keys and values of the tokens before `x`, and gains those of `x`.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -76,10 +79,14 @@ class Block(nn.Module):
         self.norm_mlp = nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width))
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None, past: list[Tensor] | None = None) -> Tensor:
         batch, length, width = x.shape
         qkv = self.qkv(self.norm_attention(x)).view(batch, length, 3, self.heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        if past is not None:
+            if past:
+                k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
+            past[:] = k, v
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         x = x + self.out(mixed.transpose(1, 2).reshape(batch, length, width))
         return x + self.mlp(self.norm_mlp(x))  # type: ignore[no-any-return]
@@ -131,11 +138,13 @@ class Decoder(nn.Module):
         for table in (self.words, self.positions):
             nn.init.normal_(table.weight, std=0.02)
 
-    def forward(self, embedded: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-        """(batch, length, width) -> logits (batch, length, words)."""
+    def forward(
+        self, embedded: Tensor, positions: Tensor, mask: Tensor, past: Sequence[list[Tensor] | None] | None = None
+    ) -> Tensor:
+        """(batch, length, width) -> logits (batch, length, words). `past` has one list for each layer."""
         x = embedded + self.positions(positions)
-        for block in self.blocks:
-            x = block(x, mask)
+        for block, seen in zip(self.blocks, past or [None] * len(self.blocks), strict=True):
+            x = block(x, mask, seen)
         return F.linear(self.norm(x), self.words.weight)
 
 
@@ -195,16 +204,22 @@ class Vlm(nn.Module):
             raise PromptTooLong(
                 f"the prompt has {len(start) - self.config.image_tokens - 2} tokens, the limit is {room}"
             )
-        ids = torch.tensor([start] * len(pixels))
+        step = self.merge(torch.tensor([start] * len(pixels)), patches)
+        mask = torch.ones(len(start), len(start), dtype=torch.bool).tril()[None, None]
+        past: list[list[Tensor]] = [[] for _ in self.decoder.blocks]
         chosen: list[Tensor] = []
         logprobs: list[Tensor] = []
         ended = torch.zeros(len(pixels), dtype=torch.bool)
+        seen = 0
         while len(chosen) < MAX_ANSWER and not ended.all():
-            best = F.log_softmax(self(ids, patches)[:, -1], dim=-1).max(-1)
+            positions = torch.arange(seen, seen + step.shape[1])[None]
+            seen += step.shape[1]
+            best = F.log_softmax(self.decoder(step, positions, mask, past)[:, -1], dim=-1).max(-1)
             chosen.append(best.indices)
             logprobs.append(best.values)
             ended |= best.indices == self.tokenizer.eos
-            ids = torch.cat([ids, best.indices[:, None]], 1)
+            step = self.decoder.words(best.indices[:, None])
+            mask = torch.ones(1, 1, 1, seen + 1, dtype=torch.bool)
         return [
             self._answer(row, values)
             for row, values in zip(torch.stack(chosen, 1).tolist(), torch.stack(logprobs, 1).tolist(), strict=True)
