@@ -1,3 +1,4 @@
+MAKEFLAGS += --no-print-directory
 # Every target is one line that people and CI run alike; `make help` lists them.
 PYTHON ?= python3
 VENV ?= .venv
