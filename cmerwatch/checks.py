@@ -41,7 +41,8 @@ _CLAIM = sa.text(
     )
     UPDATE work w SET state = 1, attempts = attempts + 1, lease_token = :token,
         lease_until = now() + make_interval(secs => :lease)
-    FROM c WHERE w.event_id = c.event_id
+    -- An array, not a join: the planner cannot know the LIMIT and would scan the whole table for a batch of 256.
+    WHERE w.event_id = ANY (ARRAY (SELECT event_id FROM c))
     RETURNING w.event_id, w.project_id, w.bucket, w.attempts, {", ".join("w." + d for d in DIMENSIONS)}
     """
 )
@@ -51,20 +52,19 @@ _QUARANTINE = sa.text(
     UPDATE work SET state = 9, lease_token = NULL, lease_until = NULL,
         last_error = coalesce(last_error, 'the worker died or lost its lease while this event was checked')
     WHERE event_id IN (
-        SELECT event_id FROM work WHERE {_READY} AND attempts >= {MAX_ATTEMPTS} FOR UPDATE SKIP LOCKED
+        SELECT event_id FROM work WHERE state IN (0, 1) AND {_READY} AND attempts >= {MAX_ATTEMPTS}
+        FOR UPDATE SKIP LOCKED
     )
     RETURNING event_id
     """
 )
 
-_CONTENT = sa.text(
-    """
-    SELECT e.id, e.images, e.geo_p, e.is_late, b.prompt, b.output
-    FROM events e JOIN event_bodies b ON b.id = e.id
-    WHERE e.id = ANY(:ids) AND b.id = ANY(:ids)
-        AND e.id BETWEEN :low AND :high AND b.id BETWEEN :low AND :high  -- prunes the day partitions; ANY alone does not
-    """
+# BETWEEN prunes the day partitions, which ANY alone does not; two reads, because the planner joins two ANY lists
+# of one batch by trying every pair.
+_EVENTS = sa.text(
+    "SELECT id, images, geo_p, is_late FROM events WHERE id = ANY(:ids) AND id BETWEEN :low AND :high"
 )
+_BODIES = sa.text("SELECT id, prompt, output FROM event_bodies WHERE id = ANY(:ids) AND id BETWEEN :low AND :high")
 
 
 def register(session: orm.Session, *, name: str, label: str, is_demo: bool, reference_version: str | None) -> int:
@@ -89,23 +89,27 @@ def claim(session: orm.Session, n: int, lease_seconds: float, token: uuid.UUID) 
         return []
     event_ids = [row.event_id for row in rows]
     values = {"ids": event_ids, "low": min(event_ids), "high": max(event_ids)}
-    content = {row.id: row for row in session.execute(_CONTENT, values)}
-    claimed = [_claimed(row, content[row.event_id]) for row in rows if row.event_id in content]
-    return sorted(claimed, key=lambda event: event.event_id)
+    heads = {row.id: row for row in session.execute(_EVENTS, values)}
+    bodies = {row.id: row for row in session.execute(_BODIES, values)}
+    return [
+        _claimed(row, heads[row.event_id], bodies[row.event_id])
+        for row in sorted(rows, key=lambda row: row.event_id)
+        if row.event_id in heads and row.event_id in bodies
+    ]
 
 
-def _claimed(work: sa.Row[Any], content: sa.Row[Any]) -> Claimed:
+def _claimed(work: sa.Row[Any], head: sa.Row[Any], body: sa.Row[Any]) -> Claimed:
     return Claimed(
         event_id=work.event_id,
         project_id=work.project_id,
         slice=Slice(*(getattr(work, d) for d in DIMENSIONS)),
         bucket=work.bucket,
         attempts=work.attempts,
-        is_late=content.is_late,
-        confidence=content.geo_p,
-        images=tuple(content.images),
-        prompt=content.prompt,
-        output=content.output,
+        is_late=head.is_late,
+        confidence=head.geo_p,
+        images=tuple(head.images),
+        prompt=body.prompt,
+        output=body.output,
     )
 
 
