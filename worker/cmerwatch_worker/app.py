@@ -1,0 +1,131 @@
+"""One worker process: a Celery consumer that hints wake, a poll that needs no hints, a clock and a watchdog."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import celery
+import sqlalchemy as sa
+from celery import signals
+
+from cmerwatch import blobs, db, errors, migrate, queue
+from cmerwatch import settings as settings_module
+from cmerwatch.settings import Settings
+from cmerwatch_worker import checkers, clock, tasks, watchdog
+from cmerwatch_worker.checkers.base import Checker
+from cmerwatch_worker.runtime import Runtime, open_pool
+from cmerwatch_worker.tasks import Checking
+
+log = logging.getLogger(__name__)
+
+DATABASE_SECONDS = 60.0  # a database that starts beside us may take this long
+CONNECTIONS = 4  # drain, prepare, leases, poll
+
+
+def main() -> int:
+    """Run until SIGTERM or SIGINT; 2 when the start was refused, with the reason in one line."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    try:
+        settings = settings_module.current()
+        checker = load_checker(settings)
+        engine = open_database(settings)
+    except errors.CmerwatchError as error:
+        print(f"cmerwatch worker: {error.message}", file=sys.stderr)  # noqa: T201 - for the person who started it
+        return 2
+    with running(settings, checker, engine) as checking:
+        consume(settings, checking)
+    return 0
+
+
+def load_checker(settings: Settings) -> Checker:
+    """Raises StartRefused: an unknown or broken checker, or the demo checker in production."""
+    checker = checkers.load(settings.checker)
+    if checker.is_demo and settings.environment == "production":
+        raise errors.StartRefused(
+            f"CMERWATCH_CHECKER={settings.checker} is a demo checker ({checker.label}) and "
+            "CMERWATCH_ENVIRONMENT=production refuses it. Set CMERWATCH_CHECKER, for example to "
+            "openclip:ViT-B-32-256:datacomp_s34b_b86k."
+        )
+    return checker
+
+
+def open_database(settings: Settings) -> sa.Engine:
+    """Wait for the database; raises Unavailable when it stays away, StartRefused when it is not migrated."""
+    deadline = time.monotonic() + DATABASE_SECONDS
+    while True:
+        try:
+            migrate.check(settings.database_url)
+            return db.configure(settings.database_url, pool_size=CONNECTIONS)
+        except errors.Unavailable:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1)
+
+
+@contextlib.contextmanager
+def running(settings: Settings, checker: Checker, engine: sa.Engine) -> Iterator[Checking]:
+    """The stage with its threads; at the end the batch in hand is finished and everything else given back."""
+    progress = watchdog.Progress()
+    runtime = Runtime(checker, blobs.FolderStore(settings.blob_dir), open_pool(settings, checker), progress.touch)
+    checking = Checking(runtime, settings, progress)
+    stopping = threading.Event()
+    threads = [
+        threading.Thread(target=tasks.poll_until, args=(stopping, settings.poll_seconds, checking.poll), name="poll"),
+        threading.Thread(
+            target=watchdog.watch, args=(progress, settings.watchdog_seconds, stopping), name="watchdog", daemon=True
+        ),
+        threading.Thread(target=clock.run, args=(engine, stopping), name="clock", daemon=True),
+    ]
+    for thread in threads:
+        thread.start()
+    log.info("checking with %s (%s)", checker.id, checker.label)
+    try:
+        yield checking
+    finally:
+        checking.stop()
+        stopping.set()
+        threads[0].join()
+        checking.close()
+        engine.dispose()
+
+
+def consume(settings: Settings, checking: Checking) -> None:
+    """Wait for hints in this thread until a signal ends it. A broker that is away is waited for; polling goes on."""
+    app = make_app(settings, checking)
+    signals.worker_shutting_down.connect(lambda **_: checking.stop(), weak=False)
+    worker = app.Worker(
+        pool="solo",  # a GPU survives no fork
+        concurrency=1,
+        queues=list(queue.STAGES),
+        hostname=f"cmerwatch-{os.getpid()}@%h",
+        loglevel="WARNING",
+        without_gossip=True,
+        without_mingle=True,
+        without_heartbeat=True,
+    )
+    worker.start()
+
+
+def make_app(settings: Settings, checking: Checking) -> celery.Celery:
+    """The consumer's Celery app: one task, and its argument is only the name of a stage."""
+    app = celery.Celery("cmerwatch-worker", set_as_current=False)
+    app.conf.update(queue.celery_config(settings) | {"broker_connection_max_retries": None})
+    marks = queue.marks(settings)
+
+    @app.task(name=queue.DRAIN, ignore_result=True)  # type: ignore[untyped-decorator]
+    def drain(stage: str) -> None:
+        """A hint: something may be ready."""
+        with contextlib.suppress(Exception):  # the mark only spares hints; it goes by itself after a second
+            marks.clear(stage)
+        try:
+            checking.drain()
+        except Exception as error:
+            log.warning("a drain met an obstacle; polling tries again: %s", tasks.where(error))
+
+    return app

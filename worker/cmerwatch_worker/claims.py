@@ -1,0 +1,251 @@
+"""An output cut into claims: one sentence, bullet or clause each, with its exact place in the text.
+
+Pure functions. Nothing is ever truncated: what does not fit the checker's context is cut at commas, then at words,
+then at characters, because most wrong sentences of long answers lie after the first 77 tokens.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+REFUSAL = "refusal"
+BARE_ANSWER = "answer_without_statement"
+UNREADABLE = "unreadable_script"
+NOTHING_VISUAL = "nothing_visual"
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """`text` is exactly output[start:end]."""
+
+    start: int
+    end: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """The claims, or, when there is none, the reason why nothing can be checked."""
+
+    claims: tuple[Claim, ...]
+    reason: str | None = None
+
+
+def split(
+    output: str,
+    context_length: int,
+    count_tokens: Callable[[str], int],
+    can_read: Callable[[str], bool] = lambda text: True,
+) -> Split:
+    """Every claim of `output`, each at most `context_length` tokens by `count_tokens` (which counts specials too)."""
+    kept: list[Claim] = []
+    dropped: set[str] = set()
+    for start, end in pieces(output):
+        why = _why_dropped(output[start:end])
+        if why is None and not can_read(output[start:end]):
+            why = UNREADABLE
+        if why is None:
+            kept.extend(_fitting(output, (start, end), context_length, count_tokens))
+        else:
+            dropped.add(why)
+    if kept:
+        return Split(tuple(kept))
+    # The most telling reason first: "I'm sorry. No." is a refusal, not an answer.
+    return Split((), next((why for why in (REFUSAL, BARE_ANSWER, UNREADABLE) if why in dropped), NOTHING_VISUAL))
+
+
+# --- sentences and bullets -------------------------------------------------------------------------------------
+
+_LINE = re.compile(r"[^\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+")
+# "- ", "* ", "• ", "1. ", "2) ", "(a) ", "## ", "> ": marks of a list, heading or quote, no part of what is said.
+_BULLET = re.compile(r"\s*(?:(?:[-*+>•‣◦▪●–—]|#{1,6}|\(?(?:\d{1,3}|[a-zA-Z])[.)])\s+|[•‣◦▪●]\s*)")
+_STOP = re.compile(r"[.!?…‥。！？｡．।॥؟۔։።။‼⁇⁈⁉]+|[•‣◦▪●]")
+_ALWAYS = frozenset("。！？｡।॥؟۔։።။•‣◦▪●")
+_CLOSING = "\"')]}»”’」』）】*_"
+# Followed by a name or an example, so never an end. "No." is one only before a number.
+# fmt: off
+_INSIDE = frozenset((
+    "dr", "mr", "mrs", "ms", "mx", "prof", "rev", "hon", "gen", "col", "sgt", "capt", "lt", "st", "mt", "ft",
+    "fig", "figs", "eq", "vs", "e.g", "i.e", "eg", "ie", "cf", "approx", "ca", "ave",
+))
+# An end only when a new sentence seems to start.
+_MAYBE = frozenset((
+    "etc", "al", "inc", "ltd", "co", "corp", "jr", "sr", "a.m", "p.m", "am", "pm", "u.s", "u.k", "u.n", "e.u",
+    "dept", "est", "min", "max", "vol", "pp", "ed",
+))
+# fmt: on
+
+
+def pieces(output: str) -> Iterator[Span]:
+    """Sentences and bullets in order, as [start, end) without surrounding space, list marks or Markdown emphasis."""
+    for line in _LINE.finditer(output):
+        start = line.start()
+        bullet = _BULLET.match(output, start, line.end())
+        if bullet:
+            start = bullet.end()
+        for stop in _STOP.finditer(output, start, line.end()):
+            end = _after_closing(output, stop.end(), line.end())
+            if stop.start() >= start and _ends_sentence(output, stop, end, start, line.end()):
+                yield from _trimmed(output, start, end)
+                start = end
+        yield from _trimmed(output, start, line.end())
+
+
+def _after_closing(text: str, at: int, limit: int) -> int:
+    while at < limit and text[at] in _CLOSING:
+        at += 1
+    return at
+
+
+def _ends_sentence(text: str, stop: re.Match[str], end: int, start: int, limit: int) -> bool:
+    mark = stop.group()
+    if any(c in _ALWAYS for c in mark) or end >= limit:
+        return True
+    following = text[end]
+    if not following.isspace():
+        # "3.5", "e.g.", "photo.png" go on; a script without spaces between sentences does not.
+        return not following.isascii() and following.isalnum()
+    rest = text[end : end + 40].lstrip()
+    goes_on = rest[:1].islower()
+    if mark == ".":
+        return _ends_at_point(text[max(start, stop.start() - 40) : stop.start()], rest, goes_on)
+    return not (goes_on and mark[0] in ".…‥")
+
+
+def _ends_at_point(before: str, rest: str, goes_on: bool) -> bool:
+    words = before.split()
+    word = words[-1].lstrip("\"'([{«“‘").lower() if words else ""
+    if word in _INSIDE or (len(word) == 1 and word.isalpha() and len(words) > 1 and rest[:1].isupper()):
+        return False  # "Dr. Lee", "e.g. a dog", "George W. Bush"
+    if word == "no" and rest[:1].isdigit():
+        return False
+    return not (word in _MAYBE and (goes_on or rest[:1].isdigit()))
+
+
+def _trimmed(text: str, start: int, end: int) -> Iterator[Span]:
+    while start < end and (text[start].isspace() or text[start] in "*_#•‣◦▪●"):
+        start += 1
+    while end > start and (text[end - 1].isspace() or text[end - 1] in "*_#•‣◦▪●"):
+        end -= 1
+    if start < end:
+        yield start, end
+
+
+# --- what has nothing to check -----------------------------------------------------------------------------------
+
+_BARE = re.compile(r"(?:yes|yeah|yep|no|nope|[-+]?[\d.,:/]*\d\s*%?)")
+_APOLOGY = (
+    r"(?:(?:i['’]?m|i am|we['’]?re) )?(?:very |so |really |truly )?sorry"
+    r"|unfortunately|(?:my )?apologies|i apologi[sz]e"
+)
+_AS_AI = (
+    r"(?:as|i['’]?m|i am) (?:just |only )?an? "
+    r"(?:ai|artificial intelligence|(?:large )?language model)(?: language)?(?: model| assistant)?"
+)
+_CANNOT = (
+    r"(?:i|we)(?: can(?:['’]?t|not| not)(?: be able to)?|(?:['’]m| am|['’]re| are) (?:not able|unable) to"
+    r"| won['’]?t| will not| (?:do not|don['’]?t) have the ability to)|(?:unable|not able) to"
+)
+_ITS_JOB = (
+    r"help|assist|comply|do that|provide|process|answer|discuss|fulfill?|complete|identify|recogni[sz]e|describe"
+    r"|determine|tell|access|analy[sz]e|interpret"
+    r"|(?:directly )?(?:see|view|open)(?: or \w+)?(?: the| any| this| that| your| an)?"
+    r"(?: attached| provided)? (?:images?|pictures?|photos?|files?|attachments?)"
+)
+# Not past a "but": "I can't name people, but the man wears a red hat" has something to check.
+_REFUSAL = re.compile(
+    rf"(?:(?:{_APOLOGY}|{_AS_AI}|but|however|and)[\s,.:;—–-]*)*"
+    rf"(?:(?:{_APOLOGY}|{_AS_AI})|(?:{_CANNOT})(?: (?:{_ITS_JOB})\b(?:(?!\b(?:but|however)\b).)*)?"
+    r"|no (?:image|picture|photo) (?:was |is |has been )?(?:provided|attached|given|found|visible)\b.{0,40})",
+    re.DOTALL,
+)
+_GREETING = (
+    r"sure(?: thing)?|of course|certainly|absolutely|okay|ok|alright|great|hello|hi|hey|hi there|hello there"
+    r"|good (?:morning|afternoon|evening|day)|welcome|thanks|thank you|you['’]?re welcome|no problem"
+    r"|great question|good question|gladly|happy to help|i['’]?d be happy to help"
+)
+_HEDGE = (
+    r"i (?:think|guess|believe)(?: so)?|i(?:['’]?m| am) not (?:entirely |quite |completely |really )?(?:sure|certain)"
+    r"|i (?:don['’]?t|do not) know|maybe|perhaps|possibly|probably|not sure|unknown|unclear|n/?a"
+    r"|it(?: is|['’]?s) (?:hard|difficult|impossible) to (?:say|tell)(?: for (?:sure|certain))?"
+)
+_META = (
+    r"let me (?:see|look|think|check|help)(?: you)?|(?:please )?let me know if .*|feel free to .*"
+    r"|i hope (?:this|that|it) helps.*|hope (?:this|that) helps.*|is there anything else.*"
+    r"|(?:do|would) you (?:have any|need|want|like) .*"
+    r"|if you (?:have|need|want|would like) .*(?:let me know|ask|tell me|help).*"
+    r"|here (?:is|are|['’]s) (?:the|a|an|my|your|what i see)(?: (?:short|brief|detailed|quick|full))?"
+    r"(?: (?:description|answer|summary|caption|list|overview|breakdown|details|response))?"
+    r"(?: (?:of|for|about) (?:the|this|your) (?:image|picture|photo|scene|question|request))?"
+    r"|(?:the )?(?:answer|description|summary|caption|response|output|result|conclusion|note|details|overview)(?: is)?"
+)
+_TALK = re.compile(rf"(?:{_GREETING}|{_HEDGE}|{_META})", re.DOTALL)
+_EDGES = re.compile(r"^[\W_]+|[\W_]+$")
+
+
+def _why_dropped(piece: str) -> str | None:
+    """None keeps the piece. In doubt it is kept: a claim too many costs a look, a lost one hides an error."""
+    if not any(_can_be_seen(c) for c in piece):
+        return NOTHING_VISUAL
+    plain = _EDGES.sub("", " ".join(piece.lower().split()))
+    if _BARE.fullmatch(plain) or plain.isdigit():
+        return BARE_ANSWER
+    if _REFUSAL.fullmatch(plain):
+        return REFUSAL
+    return NOTHING_VISUAL if _TALK.fullmatch(plain) else None
+
+
+def _can_be_seen(c: str) -> bool:
+    return c.isalnum() or unicodedata.category(c) in ("So", "Sm", "Sc", "Co")  # emoji and signs say something too
+
+
+# --- what is too long ----------------------------------------------------------------------------------------------
+
+_CLAUSE = re.compile(r"[,;:،؛，；：、—–]+\s*")
+_WORD = re.compile(r"\s+")
+
+
+def _fitting(text: str, span: Span, limit: int, count: Callable[[str], int], level: int = 0) -> Iterator[Claim]:
+    """`span` cut at the coarsest joints that make every part fit: commas, then spaces, then characters."""
+    start, end = span
+    if count(text[start:end]) <= limit:
+        yield Claim(start, end, text[start:end])
+        return
+    if level == 2:
+        yield from _by_characters(text, span, limit, count)
+        return
+    joints = [m.end() for m in (_CLAUSE, _WORD)[level].finditer(text, start, end)]
+    for low, high in _packed(text, start, [j for j in joints if j < end] + [end], limit, count):
+        for part in _trimmed(text, low, high):
+            if any(_can_be_seen(c) for c in text[part[0] : part[1]]):
+                yield from _fitting(text, part, limit, count, level + 1)
+
+
+def _packed(text: str, start: int, joints: list[int], limit: int, count: Callable[[str], int]) -> Iterator[Span]:
+    """Neighbouring parts joined while they fit, so that a claim is as much of the sentence as can be."""
+    end = start
+    for joint in joints:
+        if end > start and count(text[start:joint]) > limit:
+            yield start, end
+            start = end
+        end = joint
+    yield start, end
+
+
+def _by_characters(text: str, span: Span, limit: int, count: Callable[[str], int]) -> Iterator[Claim]:
+    """Halves until it fits: for words longer than the context and for scripts that do not space their words.
+
+    A single character over the limit cannot be cut; it is kept, and the checker says so.
+    """
+    start, end = span
+    if end - start < 2 or count(text[start:end]) <= limit:
+        yield Claim(start, end, text[start:end])
+        return
+    middle = (start + end) // 2
+    yield from _by_characters(text, (start, middle), limit, count)
+    yield from _by_characters(text, (middle, end), limit, count)

@@ -1,0 +1,46 @@
+"""What happens by the clock whether or not events come. Every worker runs it: each task is safe to race and repeat."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql as pg
+
+from cmerwatch import db, models, partitions
+
+log = logging.getLogger(__name__)
+
+NAME = "clock"
+BEAT_SECONDS = 15.0  # /readyz calls the clock dead after several of these
+PARTITIONS_SECONDS = 3600.0
+
+
+def run(engine: sa.Engine, stopping: threading.Event) -> None:
+    """Tick until `stopping`; for a thread of its own. A database that is away is tried again at the next beat."""
+    partitions_due = time.monotonic()
+    while True:
+        try:
+            if time.monotonic() >= partitions_due:
+                make_partitions(engine)
+                partitions_due = time.monotonic() + PARTITIONS_SECONDS
+            beat()
+        except sa.exc.SQLAlchemyError as error:
+            log.warning("the clock missed a beat: %s", type(error).__name__)
+        if stopping.wait(BEAT_SECONDS):
+            return
+
+
+def make_partitions(engine: sa.Engine) -> None:
+    """Day partitions for the days to come; /readyz counts how many are left."""
+    if made := partitions.ensure_ahead(engine):
+        log.info("made %d day partitions ahead", made)
+
+
+def beat() -> None:
+    """Note, in the database's time, that a clock runs."""
+    with db.transaction() as session:
+        upsert = pg.insert(models.Heartbeat).values(name=NAME, at=sa.func.now())
+        session.execute(upsert.on_conflict_do_update(index_elements=["name"], set_={"at": sa.func.now()}))

@@ -1,0 +1,266 @@
+"""The sacrificial process that parses untrusted image bytes, so that the worker never does: `python -m` this module.
+
+It has no secrets in its environment, writes no files, and lives under limits of memory, processor time and wall clock
+(decode_pool.py). Whatever Pillow raises becomes a refusal with a short reason; a crash costs this process only.
+
+Request on stdin:  `>I?` length, wants_display; then the bytes.
+Answer on stdout:  `>III` lengths of a JSON head, the pixels and the display copy; then these three.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import io
+import json
+import math
+import os
+import resource
+import struct
+import sys
+import warnings
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import (
+    GifImagePlugin,
+    Image,
+    ImageCms,
+    JpegImagePlugin,
+    PngImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
+
+from cmerwatch_worker import preprocess
+from cmerwatch_worker.preprocess import Preprocess
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
+_PLUGINS = (GifImagePlugin, JpegImagePlugin, PngImagePlugin, WebPImagePlugin)  # loaded before the limits are set
+
+REQUEST = struct.Struct(">I?")
+ANSWER = struct.Struct(">III")
+
+MEMORY_BYTES = 1_500_000_000
+CPU_SECONDS = 5
+DISPLAY_SIDE = 1600
+# A strip 50 times longer than wide shows a checker nothing, and resizing its short side to the checker's size would
+# make it a thousand times larger.
+MAX_ASPECT = 50
+
+# Near-uniform: averaged over a 64 x 64 grid no channel varies by more than 8 of 255 levels, which is what JPEG and
+# sensor noise leave on an empty frame. One 32 px shape on a 1024 px scene still moves its cells by far more.
+BLANK_RANGE = 8
+# Noise: neighbouring pixels as different as strangers. Var(difference) / 2 Var is 1 for white noise; photographs and
+# drawings stay under 0.3.
+NOISE_RATIO = (0.75, 1.3)
+
+
+class Refused(Exception):
+    """The image cannot be scored; the argument is a short reason code."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    max_pixels: int
+    max_side: int
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What one image came to: an upright sRGB picture on white, and what is odd about it."""
+
+    image: Image.Image
+    notes: tuple[str, ...]
+
+
+def read(data: bytes, limits: Limits) -> Scene:
+    """Decode hostile bytes. Raises Refused with the reason."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # Pillow's own limit only warns at first; ours, on the header, comes before any pixel is made.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return _read(data, limits)
+    except Refused:
+        raise
+    except MemoryError:
+        raise Refused("out_of_memory") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise Refused("too_many_pixels") from None
+    except UnidentifiedImageError:
+        raise Refused("not_an_image") from None
+    except Exception as error:
+        is_short = "truncated" in str(error).lower() or "end of" in str(error).lower()
+        raise Refused("truncated" if is_short else "cannot_decode") from None
+
+
+def _read(data: bytes, limits: Limits) -> Scene:
+    image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+    width, height = image.size
+    if width * height > limits.max_pixels or max(width, height) > limits.max_side:
+        raise Refused("too_many_pixels")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise Refused("too_narrow")
+    notes = ["animated"] if _is_animated(image) else []
+    image.load()
+    if _is_blank(upright := _upright(image)):
+        notes.append("blank_image")
+    return Scene(upright, tuple(notes))
+
+
+def _is_animated(image: Image.Image) -> bool:
+    """Also goes back to the first frame. A broken second frame does not spoil the first."""
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:
+        return True
+    finally:
+        image.seek(0)
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """8-bit sRGB on white, turned as its EXIF orientation says. Profiles and EXIF that cannot be read are ignored."""
+    turn = None
+    with contextlib.suppress(Exception):
+        turn = _TURNS.get(image.getexif().get(0x0112, 1))
+    rgb = _to_srgb(image, image.info.get("icc_profile"))
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        return _from_deep(image)
+    if image.mode == "CMYK":
+        return _through_profile(image, profile) or image.convert("RGB")
+    if image.mode != "RGB" or "transparency" in image.info:
+        # Plain convert("RGB") would show what colours lie hidden under full transparency.
+        rgba = image.convert("RGBA")
+        ground = Image.new("RGBA", rgba.size, "white")
+        image = Image.alpha_composite(ground, rgba).convert("RGB")
+    return _through_profile(image, profile) or image
+
+
+def _from_deep(image: Image.Image) -> Image.Image:
+    """16-bit and deeper greys: scaled, because convert("RGB") clips at 255 and whitens 99 % of such an image."""
+    values = np.asarray(image).astype(np.float64)
+    values = np.nan_to_num(values, nan=0.0, posinf=65535.0, neginf=0.0)
+    is_deep = image.mode.startswith("I;16") or values.max(initial=0) > 255
+    grey = np.clip(np.rint(values / 257 if is_deep else values), 0, 255).astype(np.uint8)
+    return Image.fromarray(grey).convert("RGB")
+
+
+def _through_profile(image: Image.Image, profile: bytes | None) -> Image.Image | None:
+    """The picture's colours as sRGB; None where there is no usable profile for its mode."""
+    if not profile:
+        return None
+    with contextlib.suppress(Exception):
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if source.profile.xcolor_space.strip() == image.mode:
+            target = ImageCms.createProfile("sRGB")
+            return ImageCms.profileToProfile(image, source, target, outputMode="RGB")
+    return None
+
+
+def _is_blank(image: Image.Image) -> bool:
+    """Near-uniform or noise: the cheapest sign of a picture that never reached the model."""
+    cells = np.asarray(image.resize((64, 64), Image.Resampling.BOX), np.int16)
+    if int((cells.max((0, 1)) - cells.min((0, 1))).max()) <= BLANK_RANGE:
+        return True
+    left, top = max(0, image.width // 2 - 128), max(0, image.height // 2 - 128)
+    grey = np.asarray(image.crop((left, top, min(left + 256, image.width), min(top + 256, image.height))).convert("L"))
+    return _is_noise(grey.astype(np.float64))
+
+
+def _is_noise(grey: NDArray[np.float64]) -> bool:
+    variance = float(grey.var())
+    if min(grey.shape) < 16 or variance < 100:
+        return False
+    ratios = (np.diff(grey, axis=axis).var() / (2 * variance) for axis in (0, 1))
+    return all(NOISE_RATIO[0] <= ratio <= NOISE_RATIO[1] for ratio in ratios)
+
+
+def display_copy(image: Image.Image) -> bytes:
+    """What people are shown: WebP, at most 1600 px, without EXIF or anything that came along in the file."""
+    shown = image.copy()
+    shown.thumbnail((DISPLAY_SIDE, DISPLAY_SIDE), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    out = io.BytesIO()
+    shown.save(out, "WEBP", quality=85, method=1, exif=b"", icc_profile=None)
+    return out.getvalue()
+
+
+# --- the process -------------------------------------------------------------------------------------------------
+
+
+def restrict() -> None:
+    """Limits that hold for the whole life of this process."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (16, 16))
+    with contextlib.suppress(AttributeError, OSError):  # Linux only: nothing run from here can gain rights
+        ctypes.CDLL(None).prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
+
+
+def _allow_one_job() -> None:
+    """RLIMIT_CPU counts the whole life of a process, so each job moves the line. Over it the kernel kills us."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    seconds = math.ceil(used.ru_utime + used.ru_stime) + CPU_SECONDS
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
+
+
+def answer(data: bytes, wants_display: bool, limits: Limits, config: Preprocess) -> bytes:
+    """One decoded image as it goes over the pipe."""
+    pixels, display = b"", b""
+    try:
+        scene = read(data, limits)
+        pixels = np.ascontiguousarray(preprocess.apply(scene.image, config), np.uint8).tobytes()
+        display = display_copy(scene.image) if wants_display else b""
+        head: dict[str, Any] = {"notes": scene.notes, "width": scene.image.width, "height": scene.image.height}
+    except Refused as refused:
+        head = {"refused": str(refused)}
+    except MemoryError:
+        head = {"refused": "out_of_memory"}
+    except Exception:
+        head = {"refused": "cannot_decode"}
+    encoded = json.dumps(head).encode()
+    if "refused" in head:
+        pixels = display = b""
+    return ANSWER.pack(len(encoded), len(pixels), len(display)) + encoded + pixels + display
+
+
+def serve(source: BinaryIO, sink: BinaryIO, limits: Limits, config: Preprocess) -> None:
+    """Answer requests until the pipe closes, which is how the worker's end, however it comes, ends this process."""
+    while len(head := source.read(REQUEST.size)) == REQUEST.size:
+        length, wants_display = REQUEST.unpack(head)
+        data = source.read(length)
+        if len(data) < length:
+            return
+        _allow_one_job()
+        sink.write(answer(data, wants_display, limits, config))
+        sink.flush()
+
+
+def main() -> None:
+    given = json.loads(sys.argv[1])
+    config = Preprocess(**given["preprocess"])
+    restrict()
+    with contextlib.suppress(BrokenPipeError):
+        serve(sys.stdin.buffer, os.fdopen(os.dup(1), "wb"), Limits(**given["limits"]), config)
+
+
+if __name__ == "__main__":
+    main()

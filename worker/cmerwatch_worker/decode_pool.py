@@ -1,0 +1,181 @@
+"""A few decode processes kept warm, each under a wall clock, replaced when they die or have served long enough."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cmerwatch_worker.decode import ANSWER, REQUEST, Limits
+from cmerwatch_worker.preprocess import Preprocess
+
+WALL_SECONDS = 5.0
+START_SECONDS = 30.0  # the first answer also waits for the imports, on a machine that may be starting ten others
+IMAGES_PER_PROCESS = 500  # Pillow's C heap only grows; a fresh process every few hundred images keeps it bounded
+COMMAND = (sys.executable, "-P", "-m", "cmerwatch_worker.decode")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    data: bytes
+    wants_display: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """`pixels` (size, size, 3) uint8; `display` is empty unless asked for; notes: `animated`, `blank_image`."""
+
+    pixels: NDArray[np.uint8]
+    display: bytes
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Pillow or our limits said no: final, the same next time."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Crashed:
+    """The process died or overran its time on this image: to be tried again, alone."""
+
+    reason: str
+
+
+Outcome = Decoded | Refused | Crashed
+
+
+class Pool:
+    """`processes` children; `decode` answers in the order asked. `command` is the child's program."""
+
+    def __init__(self, config: Preprocess, limits: Limits, processes: int, command: Sequence[str] = COMMAND) -> None:
+        self._size = config.size
+        given = json.dumps({"preprocess": asdict(config), "limits": asdict(limits)})
+        self._children: queue.SimpleQueue[_Child] = queue.SimpleQueue()
+        self._all = [_Child([*command, given]) for _ in range(processes)]
+        for child in self._all:
+            self._children.put(child)
+        self._threads = ThreadPoolExecutor(processes, "decode")
+
+    def decode(self, jobs: Iterable[Job], progress: Callable[[], None] = lambda: None) -> list[Outcome]:
+        """One outcome per job; `progress` is called after each."""
+        outcomes = []
+        for outcome in self._threads.map(self._one, jobs):
+            outcomes.append(outcome)
+            progress()
+        return outcomes
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        for child in self._all:
+            child.stop()
+
+    def _one(self, job: Job) -> Outcome:
+        child = self._children.get()
+        try:
+            head, pixels, display = child.ask(job)
+        except (OSError, TimeoutError, ValueError) as error:
+            child.stop()
+            return Crashed("decode_timeout" if isinstance(error, TimeoutError) else "decode_crash")
+        finally:
+            self._children.put(child)
+        if "refused" in head:
+            return Refused(str(head["refused"]))
+        shaped = np.frombuffer(pixels, np.uint8).reshape(self._size, self._size, 3)
+        return Decoded(shaped, display, tuple(head["notes"]))
+
+
+class _Child:
+    """One decode process and its pipes; used by one thread at a time."""
+
+    def __init__(self, argv: list[str]) -> None:
+        self._argv = argv
+        self._process: subprocess.Popen[bytes] | None = None
+        self._served = 0
+        self._start()  # at once, so that the first event of an idle worker does not wait for imports
+
+    def ask(self, job: Job) -> tuple[dict[str, Any], bytes, bytes]:
+        """Raises TimeoutError, or OSError when the process died."""
+        if self._process is None or self._served >= IMAGES_PER_PROCESS:
+            # Also how a process that died on the image before comes back.
+            self.stop()
+            self._start()
+        deadline = time.monotonic() + (WALL_SECONDS if self._served else START_SECONDS)
+        self._served += 1
+        sink, source = self._pipes()
+        _send(sink, REQUEST.pack(len(job.data), job.wants_display) + job.data, deadline)
+        lengths = ANSWER.unpack(_receive(source, ANSWER.size, deadline))
+        head, pixels, display = (_receive(source, length, deadline) for length in lengths)
+        return json.loads(head), pixels, display
+
+    def stop(self) -> None:
+        if self._process is None:
+            return
+        for pipe in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(OSError):
+                if pipe is not None:
+                    pipe.close()
+        self._process.kill()
+        self._process.wait()
+        self._process = None
+
+    def _pipes(self) -> tuple[int, int]:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        return self._process.stdin.fileno(), self._process.stdout.fileno()
+
+    def _start(self) -> None:
+        # The child inherits no secrets: only what it needs to find its own code. One BLAS thread, since each
+        # reserves address space that RLIMIT_AS counts.
+        environment = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OPENBLAS_NUM_THREADS": "1"}
+        self._process = subprocess.Popen(
+            self._argv,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # a message about hostile bytes may quote them
+            env=environment,
+            bufsize=0,
+        )
+        os.set_blocking(self._pipes()[0], False)
+        self._served = 0
+
+
+def _send(descriptor: int, data: bytes, deadline: float) -> None:
+    view = memoryview(data)
+    while view:
+        _wait(descriptor, select.POLLOUT, deadline)
+        with contextlib.suppress(BlockingIOError):
+            view = view[os.write(descriptor, view) :]
+
+
+def _receive(descriptor: int, length: int, deadline: float) -> bytes:
+    parts = bytearray()
+    while len(parts) < length:
+        _wait(descriptor, select.POLLIN, deadline)
+        part = os.read(descriptor, min(length - len(parts), 1 << 20))
+        if not part:
+            raise BrokenPipeError("the decode process ended")
+        parts += part
+    return bytes(parts)
+
+
+def _wait(descriptor: int, event: int, deadline: float) -> None:
+    poll = select.poll()
+    poll.register(descriptor, event)
+    if not poll.poll(max(0, (deadline - time.monotonic()) * 1000)):
+        raise TimeoutError

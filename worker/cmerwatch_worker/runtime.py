@@ -1,0 +1,255 @@
+"""What checks a batch of claimed events: images from the store, decoded, embedded, compared with their claims."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cmerwatch import blobs, errors
+from cmerwatch.settings import Settings
+from cmerwatch.shapes import CheckResult, Claimed
+from cmerwatch_worker import claims, scoring
+from cmerwatch_worker.checkers.base import Checker
+from cmerwatch_worker.decode import Limits
+from cmerwatch_worker.decode_pool import Crashed, Decoded, Job, Outcome, Pool, Refused
+from cmerwatch_worker.scoring import Array
+
+log = logging.getLogger(__name__)
+
+IMAGE_CHUNK = 64  # images or texts per call of the checker: enough to fill it, little enough to show progress
+TEXT_CHUNK = 64
+REMEMBERED = 4096  # embeddings of images seen lately, at 512 numbers each 8 MB
+EXIT_STICKY = 75  # EX_TEMPFAIL: after some CUDA errors no call in this process works again
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An image as the checker sees it: its embedding, or why there is none."""
+
+    embedding: Array | None = None
+    notes: tuple[str, ...] = ()
+    refused: str | None = None
+    model_error: str | None = None
+    failed: str | None = None  # not final: the event is tried again
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A batch whose images are decoded. By sha256: pictures remembered from before, and what decoding said."""
+
+    events: list[Claimed]
+    known: dict[str, Picture]
+    outcomes: dict[str, Outcome]
+
+
+@dataclass(slots=True)
+class Checked:
+    """Results to complete, and events to give back with the reason."""
+
+    results: list[CheckResult] = field(default_factory=list)
+    failed: dict[uuid.UUID, str] = field(default_factory=dict)
+
+
+class Memory:
+    """The last pictures by sha256. Their bytes are the same in every project, and so is what a checker sees.
+
+    Read by the thread that prepares the next batch while this one is embedded.
+    """
+
+    def __init__(self, size: int = REMEMBERED) -> None:
+        self._pictures: OrderedDict[str, Picture] = OrderedDict()
+        self._size = size
+        self._lock = threading.Lock()
+
+    def get(self, sha256: str) -> Picture | None:
+        with self._lock:
+            if sha256 in self._pictures:
+                self._pictures.move_to_end(sha256)
+            return self._pictures.get(sha256)
+
+    def put(self, sha256: str, picture: Picture) -> None:
+        with self._lock:
+            self._pictures[sha256] = picture
+            while len(self._pictures) > self._size:
+                self._pictures.popitem(last=False)
+
+
+class Runtime:
+    """A checker with its decode pool and image store."""
+
+    def __init__(
+        self,
+        checker: Checker,
+        store: blobs.BlobStore,
+        pool: Pool,
+        progress: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.checker, self.store, self.pool, self.progress = checker, store, pool, progress
+        self._memory = Memory()
+        self._shown: OrderedDict[tuple[uuid.UUID, str], None] = OrderedDict()
+
+    def close(self) -> None:
+        self.pool.close()
+
+    def prepare(self, events: Sequence[Claimed]) -> Prepared:
+        """Load and decode every image of the batch once, and write the display copies projects lack.
+
+        Raises errors.Unavailable or OSError when the store is away: nobody's attempt should count then.
+        """
+        wanted = _projects_by_image(events)
+        known: dict[str, Picture] = {}
+        outcomes: dict[str, Outcome] = {}
+        jobs: dict[str, Job] = {}
+        for sha256, projects in wanted.items():
+            if (picture := self._memory.get(sha256)) is not None:
+                known[sha256] = picture
+            unshown = any((project, sha256) not in self._shown for project in projects)
+            if picture is None or unshown:
+                data = self._load(sha256, projects)
+                if isinstance(data, Crashed):
+                    outcomes[sha256] = data
+                else:
+                    jobs[sha256] = Job(data, wants_display=unshown)
+        for sha256, outcome in zip(jobs, self.pool.decode(jobs.values(), self.progress), strict=True):
+            outcomes[sha256] = outcome
+            if isinstance(outcome, Decoded) and outcome.display:
+                self._show(sha256, wanted[sha256], outcome.display)
+        return Prepared(list(events), known, outcomes)
+
+    def _load(self, sha256: str, projects: Iterable[uuid.UUID]) -> bytes | Crashed:
+        for project in projects:
+            try:
+                return self.store.get(project, sha256)
+            except errors.NotFound:
+                log.error("image %s of project %s is not in the store", sha256, project)
+        return Crashed(f"image_missing: {sha256} is not in the store")
+
+    def _show(self, sha256: str, projects: Iterable[uuid.UUID], display: bytes) -> None:
+        for project in projects:
+            try:
+                self.store.put_display(project, sha256, display)
+            except (errors.Unavailable, OSError) as error:
+                log.warning("a display copy was not written: %s", type(error).__name__)
+                continue
+            self._shown[project, sha256] = None
+            while len(self._shown) > REMEMBERED:
+                self._shown.popitem(last=False)
+
+    def check(self, prepared: Prepared) -> Checked:
+        """A result or a reason to try again for every event of the batch."""
+        pictures = self._pictures(prepared)
+        checked = Checked()
+        scorable: list[tuple[Claimed, tuple[claims.Claim, ...], list[Picture]]] = []
+        for event in prepared.events:
+            seen = [pictures[sha256] for sha256 in event.images]
+            why = next((p.failed for p in seen if p.failed), None)
+            if why is not None:
+                checked.failed[event.event_id] = why
+            elif (settled := _settled_by_images(event, seen)) is not None:
+                checked.results.append(settled)
+            else:
+                split = claims.split(
+                    event.output, self.checker.context_length, self.checker.count_tokens, self.checker.can_read
+                )
+                if split.reason is not None:
+                    checked.results.append(CheckResult(event, "unscorable", reasons=(split.reason,)))
+                else:
+                    scorable.append((event, split.claims, seen))
+        self._score(scorable, checked)
+        return checked
+
+    def _pictures(self, prepared: Prepared) -> dict[str, Picture]:
+        """Every image of the batch as a Picture, embedding what is new in few calls."""
+        found = dict(prepared.known)
+        fresh: dict[str, Decoded] = {}
+        for sha256, outcome in prepared.outcomes.items():
+            if sha256 in found:
+                continue  # decoded for its display copy only
+            if isinstance(outcome, Decoded):
+                fresh[sha256] = outcome
+            elif isinstance(outcome, Refused):
+                found[sha256] = Picture(refused=outcome.reason)
+            else:
+                found[sha256] = Picture(failed=outcome.reason)
+        rows = scoring.embed_all(self._embed_images, list(fresh.values()), IMAGE_CHUNK, self.progress)
+        for (sha256, decoded), row in zip(fresh.items(), rows, strict=True):
+            found[sha256] = _picture(decoded, row)
+            if isinstance(row, np.ndarray):
+                self._memory.put(sha256, found[sha256])
+        return found
+
+    def _embed_images(self, decoded: Sequence[Decoded]) -> Array:
+        return self.checker.embed_images(np.stack([one.pixels for one in decoded]))
+
+    def _score(
+        self, scorable: Sequence[tuple[Claimed, tuple[claims.Claim, ...], list[Picture]]], checked: Checked
+    ) -> None:
+        texts = list(dict.fromkeys(claim.text for _, pieces, _ in scorable for claim in pieces))
+        rows = scoring.embed_all(self.checker.embed_texts, texts, TEXT_CHUNK, self.progress)
+        embedded = dict(zip(texts, rows, strict=True))
+        for event, pieces, seen in scorable:
+            of_texts = [embedded[claim.text] for claim in pieces]
+            error = next((row for row in of_texts if isinstance(row, Exception)), None)
+            if error is not None:
+                self._refuse_text(event, error, checked)
+                continue
+            images = np.stack([p.embedding for p in seen if p.embedding is not None])
+            notes = tuple(dict.fromkeys(note for picture in seen for note in picture.notes))
+            stacked = np.stack([row for row in of_texts if isinstance(row, np.ndarray)])
+            checked.results.append(scoring.score_event(self.checker, event, pieces, images, stacked, notes))
+
+    def _refuse_text(self, event: Claimed, error: Exception, checked: Checked) -> None:
+        if _may_pass(error):
+            checked.failed[event.event_id] = name_of(error)
+        else:
+            checked.results.append(CheckResult(event, "model_error", reasons=(name_of(error),)))
+
+
+def _projects_by_image(events: Sequence[Claimed]) -> dict[str, list[uuid.UUID]]:
+    found: dict[str, dict[uuid.UUID, None]] = {}
+    for event in events:
+        for sha256 in event.images:
+            found.setdefault(sha256, {})[event.project_id] = None
+    return {sha256: list(projects) for sha256, projects in found.items()}
+
+
+def _settled_by_images(event: Claimed, seen: Sequence[Picture]) -> CheckResult | None:
+    """An event that names an image nobody can look at is not scored by its others: the claim may be about that one."""
+    if not seen:
+        return CheckResult(event, "invalid_image", reasons=("no_image",))
+    refused = tuple(dict.fromkeys(p.refused for p in seen if p.refused))
+    if refused:
+        return CheckResult(event, "invalid_image", reasons=refused)
+    broken = tuple(dict.fromkeys(p.model_error for p in seen if p.model_error))
+    return CheckResult(event, "model_error", reasons=broken) if broken else None
+
+
+def _picture(outcome: Decoded, row: Array | Exception) -> Picture:
+    if not isinstance(row, Exception):
+        return Picture(embedding=row, notes=outcome.notes)
+    return Picture(failed=name_of(row)) if _may_pass(row) else Picture(model_error=name_of(row))
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether another try may succeed. Errors that poison the process end it: leases expire, a fresh one goes on."""
+    if "CUDA error" in str(error):
+        log.critical("the device is lost to this process: %s", type(error).__name__)
+        os._exit(EXIT_STICKY)
+    return scoring.is_out_of_memory(error)
+
+
+def name_of(error: Exception) -> str:
+    """What may be stored of an exception: never its message, which may quote a text or a file."""
+    return f"checker_error:{type(error).__name__}"
+
+
+def open_pool(settings: Settings, checker: Checker) -> Pool:
+    limits = Limits(settings.max_image_pixels, settings.max_image_side)
+    return Pool(checker.preprocess, limits, settings.decode_processes)

@@ -1,0 +1,256 @@
+"""The order of an event's checking, and the one place that knows it:
+
+claim, commit, decode, embed, score; then in one transaction complete, count and route; commit.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from cmerwatch import checks, db, errors, policies, reviews, rollups
+from cmerwatch.settings import Settings
+from cmerwatch.shapes import CheckResult, Decided, Decision
+from cmerwatch_worker.checkers.base import Checker
+from cmerwatch_worker.leases import Leases
+from cmerwatch_worker.runtime import Checked, Prepared, Runtime
+from cmerwatch_worker.watchdog import Progress
+
+log = logging.getLogger(__name__)
+
+BUDGET_SECONDS = 20.0  # the solo pool does the broker's housekeeping only between tasks
+COMPLETE_TRIES = 3
+
+Away = (sa.exc.OperationalError, sa.exc.InterfaceError)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Events held under one lease token, with their decoded images."""
+
+    token: uuid.UUID
+    prepared: Prepared
+
+    @property
+    def ids(self) -> list[uuid.UUID]:
+        return [event.event_id for event in self.prepared.events]
+
+    @property
+    def is_retry(self) -> bool:
+        return any(event.attempts > 1 for event in self.prepared.events)
+
+
+class Checking:
+    """The check stage of one worker process. One drain runs at a time, whoever asked for it."""
+
+    def __init__(self, runtime: Runtime, settings: Settings, progress: Progress) -> None:
+        self._runtime, self._settings, self._progress = runtime, settings, progress
+        self._draining = threading.Lock()
+        self._leases = Leases(settings.lease_seconds)
+        self._ahead = ThreadPoolExecutor(1, "prepare")
+        self._stopping = threading.Event()
+        self.checker_id = register(runtime.checker)
+
+    def drain(self, budget_seconds: float = BUDGET_SECONDS, *, wait: bool = True) -> int:
+        """Check until nothing is ready or the budget is spent; returns how many events were completed.
+
+        With `wait=False` a drain already under way is left to it, and 0 is the answer.
+        """
+        if not self._draining.acquire(blocking=wait):
+            return 0
+        try:
+            self._progress.touch()
+            return self._drain(time.monotonic() + budget_seconds)
+        finally:
+            self._progress.rest()
+            self._draining.release()
+
+    def poll(self) -> int:
+        """Drain if anything is ready; what finds work when hints are lost."""
+        with db.SessionLocal() as session:
+            is_ready = checks.has_ready(session)
+        return self.drain(wait=False) if is_ready else 0
+
+    def stop(self) -> None:
+        """Let the batch in hand finish and begin no other. Safe in a signal handler."""
+        self._stopping.set()
+
+    def close(self) -> None:
+        """After stop(): waits for the drain under way, then ends threads and decode processes."""
+        self._stopping.set()
+        with self._draining:
+            self._ahead.shutdown()
+            self._leases.close()
+            self._runtime.close()
+
+    def _drain(self, deadline: float) -> int:
+        """While one batch is embedded the next is claimed and decoded."""
+        done = 0
+        batch = self._claim()
+        while batch is not None:
+            ahead = self._claim_ahead(batch, deadline)
+            try:
+                done += self._finish(batch)
+            except BaseException:
+                self._abandon(ahead)
+                raise
+            batch = self._taken(ahead)
+            if batch is None and self._goes_on(deadline):
+                batch = self._claim()
+        return done
+
+    def _goes_on(self, deadline: float) -> bool:
+        return not self._stopping.is_set() and time.monotonic() < deadline
+
+    def _claim_ahead(self, batch: Batch, deadline: float) -> Future[Batch | None] | None:
+        """A retried batch is checked with nothing else in hand: what kills this process is then surely in it."""
+        if batch.is_retry or not self._goes_on(deadline):
+            return None
+        return self._ahead.submit(self._claim, fresh_only=True)
+
+    def _abandon(self, ahead: Future[Batch | None] | None) -> None:
+        """Give back what was prepared meanwhile; its own error, if any, is of no interest now."""
+        if ahead is not None and ahead.exception() is None and (batch := ahead.result()) is not None:
+            self._give_back(batch.token)
+
+    def _taken(self, ahead: Future[Batch | None] | None) -> Batch | None:
+        """The batch prepared meanwhile, given back if we were asked to stop."""
+        batch = ahead.result() if ahead is not None else None
+        if batch is not None and self._stopping.is_set():
+            self._give_back(batch.token)
+            return None
+        return batch
+
+    def _claim(self, *, fresh_only: bool = False) -> Batch | None:
+        """Claim, commit, load and decode. `fresh_only` gives a batch of retries back untouched."""
+        token = uuid.uuid4()
+        self._leases.hold(token)
+        try:
+            with db.transaction() as session:
+                events = checks.claim(session, self._settings.batch_size, self._settings.lease_seconds, token)
+            self._progress.touch()
+            if not events:
+                self._leases.drop(token)
+                return None
+            if fresh_only and events[0].attempts > 1:
+                self._give_back(token)
+                return None
+            return Batch(token, self._runtime.prepare(events))
+        except Exception:
+            # The store or the database is away, which is no event's fault.
+            self._give_back(token)
+            raise
+
+    def _finish(self, batch: Batch) -> int:
+        """Check and complete. Whatever happens the lease is not renewed after this."""
+        try:
+            checked = self._runtime.check(batch.prepared)
+            self._progress.touch()
+            return self._complete(batch.token, checked)
+        except Away:
+            self._give_back(batch.token)
+            raise
+        except Exception as error:
+            # A fault of ours that one of these events brings out: the attempt counts, so it ends up alone.
+            log.error("a batch of %d failed: %s", len(batch.ids), where(error))
+            with db.transaction() as session:
+                checks.fail(session, batch.token, batch.ids, where(error))
+            return 0
+        finally:
+            self._leases.drop(batch.token)
+            self._progress.touch()
+
+    def _complete(self, token: uuid.UUID, checked: Checked) -> int:
+        """One transaction. Repeated after a deadlock or a lost connection: the guard makes a repeat harmless."""
+        for attempt in range(1, COMPLETE_TRIES + 1):
+            try:
+                with db.transaction() as session:
+                    decided = complete(
+                        session,
+                        token,
+                        self._runtime.checker,
+                        self.checker_id,
+                        checked.results,
+                        self._settings.audit_rate,
+                    )
+                    for event_id, why in checked.failed.items():
+                        checks.fail(session, token, [event_id], why)
+                return len(decided)
+            except Away:
+                if attempt == COMPLETE_TRIES:
+                    raise
+        raise AssertionError("unreachable")
+
+    def _give_back(self, token: uuid.UUID) -> None:
+        self._leases.drop(token)
+        try:
+            with db.transaction() as session:
+                checks.release(session, token)
+        except Exception as error:
+            log.warning("a lease was not given back and will run out: %s", type(error).__name__)
+
+
+def complete(
+    session: orm.Session,
+    token: uuid.UUID,
+    checker: Checker,
+    checker_id: int,
+    results: Sequence[CheckResult],
+    audit_rate: float,
+) -> list[Decided]:
+    """Decide, complete, count, route: all of it or nothing. The caller commits."""
+    in_force = policies_of(session, {result.event.project_id for result in results})
+    is_calibrated = checker.reference is not None
+    pairs: list[tuple[CheckResult, Decision]] = [
+        (result, in_force[result.event.project_id].decide(result, is_calibrated)) for result in results
+    ]
+    decided = checks.complete(session, token, checker_id, pairs)
+    rollups.add(session, decided)
+    reviews.route(session, decided, audit_rate)
+    return decided
+
+
+def policies_of(session: orm.Session, project_ids: set[uuid.UUID]) -> dict[uuid.UUID, policies.Policy]:
+    found = policies.current(session, project_ids)
+    for project_id in project_ids - found.keys():
+        policies.ensure_default(session, project_id)
+    return found if project_ids <= found.keys() else policies.current(session, project_ids)
+
+
+def register(checker: Checker) -> int:
+    """This checker's row."""
+    with db.transaction() as session:
+        return checks.register(
+            session,
+            name=checker.id,
+            label=checker.label,
+            is_demo=checker.is_demo,
+            reference_version=checker.reference.version if checker.reference else None,
+        )
+
+
+def poll_until(stopping: threading.Event, seconds: float, look: Callable[[], object]) -> None:
+    """Call `look` every `seconds` until `stopping`; what it raises is logged and does not end the polling."""
+    while not stopping.wait(seconds):
+        try:
+            look()
+        except Exception as error:
+            log.warning("polling found an obstacle and goes on: %s", where(error))
+
+
+def where(error: Exception) -> str:
+    """An exception without its message, which may quote what users or models said."""
+    if isinstance(error, errors.CmerwatchError):
+        return f"{type(error).__name__}: {error.message}"
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {frames[-1].name}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}{place}"
