@@ -24,38 +24,31 @@ MAX_ATTEMPTS = 4
 _READY = "not_before <= now() AND (state = 0 OR (state = 1 AND lease_until < now()))"
 
 # A CTE, not WHERE id IN (SELECT ... FOR UPDATE): Postgres may evaluate such a sub-select more than once.
-# The head row picks the retry level; the rest of the batch joins it at that level only.
+# The head, the oldest row that is ready, picks the retry level; the rest of the batch joins it at that level only.
+# A head whose attempts are used up takes its like into quarantine, so a crash loop ends visibly.
 _CLAIM = sa.text(
     f"""
     WITH head AS (
-        SELECT least(attempts, {MAX_ATTEMPTS - 1}) AS level FROM work
-        WHERE {_READY} AND attempts < {MAX_ATTEMPTS}
+        SELECT least(attempts, {MAX_ATTEMPTS}) AS level FROM work WHERE {_READY}
         ORDER BY priority, event_id LIMIT 1 FOR UPDATE SKIP LOCKED
     ), c AS (
         SELECT w.event_id FROM work w, head
-        WHERE {_READY} AND w.attempts = head.level
+        WHERE {_READY} AND least(w.attempts, {MAX_ATTEMPTS}) = head.level
         ORDER BY w.priority, w.event_id
-        LIMIT (SELECT CASE level WHEN 0 THEN CAST(:n AS int) WHEN 1 THEN least(:n, {RETRY_BATCH[1]}) ELSE 1 END
+        LIMIT (SELECT CASE level WHEN 1 THEN least(:n, {RETRY_BATCH[1]}) WHEN 2 THEN 1 WHEN 3 THEN 1 ELSE :n END
                FROM head)
         FOR UPDATE OF w SKIP LOCKED
     )
-    UPDATE work w SET state = 1, attempts = attempts + 1, lease_token = :token,
-        lease_until = now() + make_interval(secs => :lease)
+    UPDATE work w SET
+        state = CASE WHEN attempts < {MAX_ATTEMPTS} THEN 1 ELSE 9 END,
+        attempts = attempts + CASE WHEN attempts < {MAX_ATTEMPTS} THEN 1 ELSE 0 END,
+        lease_token = CASE WHEN attempts < {MAX_ATTEMPTS} THEN CAST(:token AS uuid) END,
+        lease_until = CASE WHEN attempts < {MAX_ATTEMPTS} THEN now() + make_interval(secs => :lease) END,
+        last_error = CASE WHEN attempts < {MAX_ATTEMPTS} THEN last_error
+            ELSE coalesce(last_error, 'the worker died or lost its lease while this event was checked') END
     -- An array, not a join: the planner cannot know the LIMIT and would scan the whole table for a batch of 256.
     WHERE w.event_id = ANY (ARRAY (SELECT event_id FROM c))
-    RETURNING w.event_id, w.project_id, w.bucket, w.attempts, {", ".join("w." + d for d in DIMENSIONS)}
-    """
-)
-
-_QUARANTINE = sa.text(
-    f"""
-    UPDATE work SET state = 9, lease_token = NULL, lease_until = NULL,
-        last_error = coalesce(last_error, 'the worker died or lost its lease while this event was checked')
-    WHERE event_id IN (
-        SELECT event_id FROM work WHERE state IN (0, 1) AND {_READY} AND attempts >= {MAX_ATTEMPTS}
-        FOR UPDATE SKIP LOCKED
-    )
-    RETURNING event_id
+    RETURNING w.event_id, w.project_id, w.bucket, w.state, w.attempts, {", ".join("w." + d for d in DIMENSIONS)}
     """
 )
 
@@ -81,12 +74,17 @@ def register(session: orm.Session, *, name: str, label: str, is_demo: bool, refe
 def claim(session: orm.Session, n: int, lease_seconds: float, token: uuid.UUID) -> list[Claimed]:
     """Lease up to n events of one retry level to `token`. Commit before any inference.
 
-    Rows whose attempts are used up are quarantined first, so a crash loop ends visibly.
+    Rows met whose attempts are used up go to quarantine, and the next ones are looked at.
     """
-    session.execute(_QUARANTINE)
-    rows = session.execute(_CLAIM, {"n": n, "token": token, "lease": lease_seconds}).all()
-    if not rows:
-        return []
+    values: dict[str, Any] = {"n": n, "token": token, "lease": lease_seconds}
+    while rows := session.execute(_CLAIM, values).all():
+        leased = [row for row in rows if row.state == models.LEASED]
+        if leased:
+            return _with_content(session, leased)
+    return []
+
+
+def _with_content(session: orm.Session, rows: Sequence[sa.Row[Any]]) -> list[Claimed]:
     event_ids = [row.event_id for row in rows]
     values = {"ids": event_ids, "low": min(event_ids), "high": max(event_ids)}
     heads = {row.id: row for row in session.execute(_EVENTS, values)}

@@ -95,9 +95,8 @@ class Work(Dimensions, Base):
 
     __tablename__ = "work"
     __table_args__ = (
-        sa.Index("ix_work_open", "priority", "event_id", postgresql_where=sa.text("state IN (0, 1)")),
-        # Asked before every claim; nearly always empty.
-        sa.Index("ix_work_exhausted", "event_id", postgresql_where=sa.text("attempts >= 4 AND state IN (0, 1)")),
+        # Not partial on state: a column in an index, or in its predicate, makes every claim rewrite all indexes (no HOT).
+        sa.Index(None, "priority", "event_id"),
         {
             "postgresql_with": {
                 "fillfactor": 70,

@@ -223,8 +223,7 @@ def upgrade() -> None:
     sa.PrimaryKeyConstraint('event_id', name=op.f('pk_work')),
     postgresql_with={'fillfactor': 70, 'autovacuum_vacuum_scale_factor': 0, 'autovacuum_vacuum_threshold': 5000}
     )
-    op.create_index('ix_work_exhausted', 'work', ['event_id'], unique=False, postgresql_where=sa.text('attempts >= 4 AND state IN (0, 1)'))
-    op.create_index('ix_work_open', 'work', ['priority', 'event_id'], unique=False, postgresql_where=sa.text('state IN (0, 1)'))
+    op.create_index(op.f('ix_work_priority_event_id'), 'work', ['priority', 'event_id'], unique=False)
     op.create_table('api_keys',
     sa.Column('id', sa.Text(), nullable=False),
     sa.Column('project_id', sa.Uuid(), nullable=False),
@@ -333,8 +332,7 @@ def downgrade() -> None:
     op.drop_index(op.f('ix_console_sessions_user_id'), table_name='console_sessions')
     op.drop_table('console_sessions')
     op.drop_table('api_keys')
-    op.drop_index('ix_work_exhausted', table_name='work', postgresql_where=sa.text('attempts >= 4 AND state IN (0, 1)'))
-    op.drop_index('ix_work_open', table_name='work', postgresql_where=sa.text('state IN (0, 1)'))
+    op.drop_index(op.f('ix_work_priority_event_id'), table_name='work')
     op.drop_table('work')
     op.drop_table('users')
     op.drop_table('rollups_5m')
