@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import hashlib
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,60 +65,152 @@ def ingest(
 ) -> Ingested:
     """Store one event and its work row, or recognise a retry. Raises Conflict or ImageUnknown and stores nothing.
 
-    Runs in a savepoint: one bad event of a batch never harms the others. `received_at` is for demo seeding only.
+    `received_at` is for demo seeding only.
     """
+    [result] = ingest_many(session, project_id, [event], received_at=received_at)
+    if isinstance(result, errors.CmerwatchError):
+        raise result
+    return result
+
+
+def ingest_many(
+    session: orm.Session,
+    project_id: uuid.UUID,
+    batch: Sequence[NewEvent],
+    *,
+    coming: Collection[str] = (),
+    received_at: dt.datetime | None = None,
+) -> list[Ingested | errors.CmerwatchError]:
+    """Store what can be stored, in the order given; Conflict, ImageUnknown or Invalid stands where one was refused.
+
+    `coming` are images that the caller stores for the accepted events before it commits.
+    """
+    try:
+        with session.begin_nested() if len(batch) > 1 else contextlib.nullcontext():
+            return _ingest_together(session, project_id, batch, coming, received_at)
+    except sa.exc.DataError:
+        if len(batch) == 1:
+            return [errors.Invalid("the event holds a value that the database cannot store")]
+    # One event holds what the database cannot: each on its own, so that it harms none of its neighbours.
+    one_by_one: list[Ingested | errors.CmerwatchError] = []
+    for event in batch:
+        one_by_one += _ingest_alone(session, project_id, event, coming, received_at)
+    return one_by_one
+
+
+def _ingest_alone(
+    session: orm.Session,
+    project_id: uuid.UUID,
+    event: NewEvent,
+    coming: Collection[str],
+    received_at: dt.datetime | None,
+) -> list[Ingested | errors.CmerwatchError]:
+    try:
+        with session.begin_nested():
+            return _ingest_together(session, project_id, [event], coming, received_at)
+    except sa.exc.DataError:
+        return [errors.Invalid("the event holds a value that the database cannot store")]
+
+
+def _ingest_together(
+    session: orm.Session,
+    project_id: uuid.UUID,
+    batch: Sequence[NewEvent],
+    coming: Collection[str],
+    received_at: dt.datetime | None,
+) -> list[Ingested | errors.CmerwatchError]:
     now = received_at or dt.datetime.now(dt.UTC)
-    event_id = ids.uuid7(now)
-    with session.begin_nested():
-        if event.event_id is not None:
-            known = _remember(session, project_id, event, event_id)
-            if known is not None:
-                return Ingested(known, "duplicate")
-        _require_images(session, project_id, event.images)
-        session.execute(sa.insert(models.Event), [_event_row(project_id, event_id, event, now)])
-        session.execute(sa.insert(models.EventBody), [_body_row(event_id, event)])
-        work = {"event_id": event_id, "project_id": project_id, "bucket": bucket_of(now)}
-        session.execute(sa.insert(models.Work), [work | event.slice._asdict()])
-    return Ingested(event_id, "accepted")
+    made = [(ids.uuid7(now), event) for event in batch]
+    rows = json.dumps([_row(event_id, event, now) for event_id, event in made], default=str)
+    values = {"project": project_id, "rows": rows, "now": now, "bucket": bucket_of(now), "coming": list(coming)}
+    stored = set(session.scalars(_INGEST, values))
+    return [
+        Ingested(event_id, "accepted") if event_id in stored else _recognise(session, project_id, event, coming)
+        for event_id, event in made
+    ]
 
 
-def _remember(session: orm.Session, project_id: uuid.UUID, event: NewEvent, event_id: uuid.UUID) -> uuid.UUID | None:
-    """Claim the sender's id. The id already used with the same body: the first event's id; with another: Conflict.
-
-    Two retries at once meet at the primary key: the second waits for the first's commit, then sees its row.
+# One statement for a whole batch: at 64 events the round trips of one INSERT each would cost more than the fsync.
+# Two retries at once meet at the primary key of ingest_keys: the second waits for the first's commit, is left out
+# here, and is recognised by the statement after. Keys are taken in order, so that two batches cannot deadlock.
+_INGEST = sa.text(
     """
-    key, body = hashlib.sha256((event.event_id or "").encode()).digest(), body_hash(event)
-    made = session.execute(
-        pg.insert(models.IngestKey)
-        .values(project_id=project_id, key_hash=key, body_hash=body, event_id=event_id)
-        .on_conflict_do_nothing()
-        .returning(models.IngestKey.event_id)
-    ).scalar()
-    if made is not None:
-        return None
+    WITH sent AS MATERIALIZED (
+        SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS t(
+            id uuid, event_key text, key_hash text, body_hash text, occurred_at timestamptz, is_late boolean,
+            images text[], geo_p float8, mean_p float8, min_p float8, n_tokens int, confidence_status text,
+            sample_rate float8, endpoint text, prompt_type text, customer text, model text, model_version text,
+            environment text, prompt text, output text, tokens text[], logprobs float8[], request_id text,
+            response_id text, trace_id text, text_sanitized boolean, metadata jsonb)
+    ), whole AS (
+        SELECT * FROM sent WHERE NOT EXISTS (
+            SELECT FROM unnest(sent.images) AS wanted(sha256)
+            WHERE wanted.sha256 <> ALL (CAST(:coming AS text[])) AND NOT EXISTS (
+                SELECT FROM images WHERE images.project_id = :project AND images.sha256 = wanted.sha256))
+    ), keys AS (
+        INSERT INTO ingest_keys (project_id, key_hash, body_hash, event_id)
+        SELECT :project, decode(key_hash, 'hex'), decode(body_hash, 'hex'), id
+        FROM whole WHERE key_hash IS NOT NULL ORDER BY key_hash
+        ON CONFLICT DO NOTHING RETURNING event_id
+    ), new AS (
+        SELECT * FROM whole WHERE key_hash IS NULL OR id IN (SELECT event_id FROM keys)
+    ), made_events AS (
+        INSERT INTO events (id, project_id, event_key, received_at, occurred_at, is_late, images, geo_p, mean_p, min_p,
+            n_tokens, confidence_status, sample_rate, endpoint, prompt_type, customer, model, model_version,
+            environment)
+        SELECT id, :project, event_key, :now, occurred_at, is_late, images, geo_p, mean_p, min_p,
+            n_tokens, confidence_status, sample_rate, endpoint, prompt_type, customer, model, model_version,
+            environment
+        FROM new
+    ), made_bodies AS (
+        INSERT INTO event_bodies (id, prompt, output, tokens, logprobs, request_id, response_id, trace_id,
+            text_sanitized, metadata)
+        SELECT id, prompt, output, tokens, logprobs, request_id, response_id, trace_id, text_sanitized, metadata
+        FROM new
+    ), made_work AS (
+        INSERT INTO work (event_id, project_id, bucket, endpoint, prompt_type, customer, model, model_version,
+            environment)
+        SELECT id, :project, :bucket, endpoint, prompt_type, customer, model, model_version, environment FROM new
+    )
+    SELECT id FROM new
+    """
+).bindparams(
+    sa.bindparam("project", type_=sa.Uuid()),
+    sa.bindparam("now", type_=sa.DateTime(timezone=True)),
+    sa.bindparam("bucket", type_=sa.DateTime(timezone=True)),
+)
+
+
+def _recognise(
+    session: orm.Session, project_id: uuid.UUID, event: NewEvent, coming: Collection[str]
+) -> Ingested | errors.CmerwatchError:
+    """What an event is that was not stored: a retry, another body under a used id, or one whose image is unknown."""
     known = session.execute(
         sa.select(models.IngestKey.event_id, models.IngestKey.body_hash).where(
-            models.IngestKey.project_id == project_id, models.IngestKey.key_hash == key
+            models.IngestKey.project_id == project_id, models.IngestKey.key_hash == _key_hash(event.event_id or "")
         )
-    ).one()
-    if known.body_hash != body:
-        raise errors.Conflict(
+    ).one_or_none()
+    if known is not None and event.event_id is not None:
+        if known.body_hash == body_hash(event):
+            return Ingested(known.event_id, "duplicate")
+        return errors.Conflict(
             "event_id was already used for an event with another body; send a new event_id for a new event",
             field="event_id",
             id=str(known.event_id),
         )
-    return uuid.UUID(str(known.event_id))
+    missing = [sha256 for sha256 in missing_images(session, project_id, event.images) if sha256 not in coming]
+    if not missing:  # its key or its image went or came between two statements
+        return errors.Unavailable("This event met a change of the same id or image; nothing was stored. Retry it.")
+    return errors.ImageUnknown(
+        f"images names sha256 {missing[0]}, which this project has not uploaded; "
+        f"PUT /v1/images/{missing[0]} first or send the bytes with the event",
+        field="images",
+        missing=missing,
+    )
 
 
-def _require_images(session: orm.Session, project_id: uuid.UUID, hashes: Sequence[str]) -> None:
-    missing = missing_images(session, project_id, hashes)
-    if missing:
-        raise errors.ImageUnknown(
-            f"images names sha256 {missing[0]}, which this project has not uploaded; "
-            f"PUT /v1/images/{missing[0]} first or send the bytes with the event",
-            field="images",
-            missing=missing,
-        )
+def _key_hash(event_id: str) -> bytes:
+    return hashlib.sha256(event_id.encode()).digest()
 
 
 def missing_images(session: orm.Session, project_id: uuid.UUID, hashes: Sequence[str]) -> list[str]:
@@ -140,63 +233,78 @@ def store_image(
     sha256: str | None = None,
     limits: images.Limits | None = None,
 ) -> str:
-    """Inspect the header, put the bytes on durable storage, note them; returns their sha256.
+    """Look at one image and store it; returns its sha256. Raises ImageRefused, StorageFull, Unavailable."""
+    picture = look(data, sha256, limits)
+    store_images(session, blobs, project_id, [picture])
+    return picture.sha256
 
-    Raises ImageRefused (format, size, side, pixels, a hash that does not match). The blob is fsynced before the
-    row exists, so a row never promises bytes that are not there.
-    """
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """Image bytes that may be stored: their hash and header were looked at."""
+
+    sha256: str
+    data: bytes = field(repr=False)
+    header: images.ImageHeader
+
+
+def look(data: bytes, sha256: str | None = None, limits: images.Limits | None = None) -> Picture:
+    """Raises ImageRefused (format, side, pixels, bytes that do not match the hash they came with)."""
     actual = hashlib.sha256(data).hexdigest()
     if sha256 is not None and sha256 != actual:
         raise errors.ImageRefused(
-            f"the bytes sent as sha256 {sha256} hash to {actual}; send the hash of the exact bytes", field="images"
+            f"image bytes sent as sha256 {sha256} hash to {actual}; send the hash of the exact bytes.", sha256=actual
         )
-    header = images.inspect(data, limits or images.Limits())
-    blobs.put(project_id, actual, data)
-    session.execute(
-        pg.insert(models.Image)
-        .values(
-            project_id=project_id,
-            sha256=actual,
-            size_bytes=len(data),
-            format=header.format,
-            width=header.width,
-            height=header.height,
-        )
-        .on_conflict_do_nothing()
-    )
-    return actual
+    return Picture(actual, data, images.inspect(data, limits))
 
 
-def _event_row(project_id: uuid.UUID, event_id: uuid.UUID, event: NewEvent, now: dt.datetime) -> dict[str, Any]:
+def store_images(
+    session: orm.Session, blobs: blob_store.BlobStore, project_id: uuid.UUID, pictures: Sequence[Picture]
+) -> None:
+    """Put the bytes on durable storage, then note them: a row never promises bytes that are not there."""
+    ordered = sorted(pictures, key=lambda picture: picture.sha256)  # the same order everywhere cannot deadlock
+    for picture in ordered:
+        blobs.put(project_id, picture.sha256, picture.data)
+    rows = [
+        {
+            "project_id": project_id,
+            "sha256": picture.sha256,
+            "size_bytes": len(picture.data),
+            "format": picture.header.format,
+            "width": picture.header.width,
+            "height": picture.header.height,
+        }
+        for picture in ordered
+    ]
+    if rows:
+        session.execute(pg.insert(models.Image).values(rows).on_conflict_do_nothing())
+
+
+def _row(event_id: uuid.UUID, event: NewEvent, now: dt.datetime) -> dict[str, Any]:
+    """The event as _INGEST reads it from JSON."""
     measured = confidence.measure(event.logprobs, event.confidence, event.confidence_status)
     return {
         "id": event_id,
-        "project_id": project_id,
         "event_key": event.event_id,
-        "received_at": now,
+        "key_hash": None if event.event_id is None else _key_hash(event.event_id).hex(),
+        "body_hash": body_hash(event).hex(),
         "occurred_at": event.occurred_at,
         "is_late": event.occurred_at is not None and now - event.occurred_at > LATE_AFTER,
-        "images": list(event.images),
+        "images": event.images,
         "geo_p": measured.geo_p,
         "mean_p": measured.mean_p,
         "min_p": measured.min_p,
         "n_tokens": measured.n_tokens,
         "confidence_status": measured.status,
         "sample_rate": event.sample_rate,
-        **event.slice._asdict(),
-    }
-
-
-def _body_row(event_id: uuid.UUID, event: NewEvent) -> dict[str, Any]:
-    return {
-        "id": event_id,
         "prompt": event.prompt or "",
         "output": event.output,
-        "tokens": None if event.tokens is None else list(event.tokens),
-        "logprobs": None if event.logprobs is None else list(event.logprobs),
+        "tokens": event.tokens,
+        "logprobs": event.logprobs,
         "request_id": event.request_id,
         "response_id": event.response_id,
         "trace_id": event.trace_id,
         "text_sanitized": event.text_sanitized,
-        "metadata_": event.metadata,
+        "metadata": event.metadata,
+        **event.slice._asdict(),
     }

@@ -1,0 +1,245 @@
+"""POST /v1/events: what a 202 promises is on disk and committed. GET: one event whole, or thin pages of them."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import JSONResponse
+from sqlalchemy import orm
+
+from cmerwatch import access, blobs, db, errors, event_views, events, queue, shapes
+from cmerwatch_web import deps
+from cmerwatch_web import errors as web_errors
+from cmerwatch_web.api import arrivals, bodies, metrics, schemas, times
+
+router = APIRouter(prefix="/v1", tags=["events"])
+
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": schemas.EventSource.model_json_schema()},
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "description": 'Part `events`: {"events": [...]}; a part `sha256:<hex>` for each picture.',
+                }
+            },
+        },
+    }
+}
+
+
+@router.post("/events", status_code=202, openapi_extra=_BODY)
+def post_events(
+    request: Request,
+    principal: deps.MayIngest,  # before the body: nobody without a key makes us hold megabytes
+    sent: Annotated[bodies.Sent, Depends(bodies.sent)],
+    store: deps.Blobs,
+    session: deps.Session,
+) -> JSONResponse:
+    """Store one event, or up to 64. The session's dependency commits before this answer leaves."""
+    arrived = arrivals.read(sent, request.app.state.settings)
+    results = _store(session, store, principal, arrived)
+    if len(results) == 1 and isinstance(results[0], errors.CmerwatchError):
+        metrics.count(["rejected"])
+        raise results[0]
+    statuses = [_status(result) for result in results]
+    if "accepted" in statuses:
+        db.after_commit(session, queue.hint, "check")
+    db.after_commit(session, lambda: metrics.count(statuses, time.perf_counter() - sent.started))
+    return JSONResponse({"results": [_result(result) for result in results]}, 202)
+
+
+Result = events.Ingested | errors.CmerwatchError
+
+
+def _store(
+    session: orm.Session, store: blobs.BlobStore, principal: access.Principal, arrived: arrivals.Arrivals
+) -> list[Result]:
+    """What became of each event, in order.
+
+    Rows first, then the bytes of accepted events, then the commit: a refused event leaves nothing behind, and a row
+    is seen by nobody before its bytes are on disk.
+    """
+    valid = [row.event for row in arrived.rows if row.event is not None]
+    outcomes = iter(
+        events.ingest_many(session, principal.project_id, valid, coming=arrived.pictures.keys()) if valid else []
+    )
+    results: list[Result] = []
+    wanted: set[str] = set()
+    for row in arrived.rows:
+        result = row.error or next(outcomes)
+        if isinstance(result, errors.CmerwatchError):
+            if isinstance(result, errors.Unavailable):
+                raise result
+            results.append(result if row.error else _placed(result, row.path))
+        else:
+            results.append(result)
+            if result.status == "accepted" and row.event is not None:
+                wanted.update(row.event.images)
+    pictures = [picture for sha256, picture in arrived.pictures.items() if sha256 in wanted]
+    events.store_images(session, store, principal.project_id, pictures)
+    return results
+
+
+def _placed(error: errors.CmerwatchError, path: str) -> errors.CmerwatchError:
+    """A refusal by the core, with the name of its event."""
+    return arrivals.at(error, path + str(error.details.get("field", "event"))) if path else error
+
+
+def _status(result: Result) -> str:
+    return "rejected" if isinstance(result, errors.CmerwatchError) else result.status
+
+
+def _result(result: Result) -> dict[str, Any]:
+    if isinstance(result, errors.CmerwatchError):
+        return {"id": None, "status": "rejected", "error": web_errors.of(result)}
+    return {"id": str(result.id), "status": result.status}
+
+
+@router.get("/events/{event_id}")
+def get_event(event_id: uuid.UUID, principal: deps.MayRead, session: deps.Session) -> JSONResponse:
+    """One event with its check, decision and review; each is null until it exists."""
+    return JSONResponse(_whole(event_views.get(session, principal.project_id, event_id)))
+
+
+@router.get("/events")
+def find_events(
+    request: Request,
+    principal: deps.MayRead,
+    session: deps.Session,
+    event_id: Annotated[str | None, Query(max_length=128)] = None,
+    flagged: bool | None = None,
+    outcome: str | None = None,
+    state: str | None = None,
+    start: times.From = None,
+    to: times.To = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[str | None, Query(max_length=64)] = None,
+) -> JSONResponse:
+    """Newest first. Also filters by endpoint, prompt_type, customer, model, model_version and environment."""
+    known = ("event_id", "flagged", "outcome", "state", "from", "to", "limit", "cursor", *shapes.DIMENSIONS)
+    require_known(request, known)
+    require_one_of("outcome", outcome, shapes.OUTCOMES)
+    require_one_of("state", state, event_views.STATES)
+    wanted = event_views.EventFilter(
+        event_key=event_id,
+        dimensions=dimensions(request),
+        flagged=flagged,
+        outcome=outcome,
+        state=state,
+        start=times.moment(start, "from"),
+        end=times.moment(to, "to"),
+    )
+    page = event_views.find(session, principal.project_id, wanted, cursor, limit)
+    return JSONResponse({"rows": [_thin(row) for row in page.rows], "next_cursor": page.next_cursor})
+
+
+def dimensions(request: Request) -> dict[str, str]:
+    """The dimensions that the query filters by. An empty value means events without that dimension."""
+    return {
+        name: bodies.cleaned(request.query_params[name])[0]
+        for name in shapes.DIMENSIONS
+        if name in request.query_params
+    }
+
+
+def require_known(request: Request, names: tuple[str, ...]) -> None:
+    """A mistyped filter must not silently widen the answer."""
+    unknown = sorted(set(request.query_params) - set(names))
+    if unknown:
+        name = unknown[0][:64]
+        raise errors.Invalid(f"`{name}` is not a parameter here; those are {', '.join(names)}.", field=name)
+
+
+def require_one_of(field: str, value: str | None, allowed: tuple[str, ...]) -> None:
+    if value is not None and value not in allowed:
+        raise errors.Invalid(f"`{field}` must be one of {', '.join(allowed)}.", field=field)
+
+
+def _thin(row: event_views.EventRow) -> dict[str, Any]:
+    return {
+        "id": str(row.id),
+        "event_id": row.event_key,
+        "received_at": row.received_at.isoformat(),
+        **row.dimensions,
+        "state": row.state,
+        "outcome": row.outcome,
+        "confidence": row.confidence,
+        "similarity": row.similarity,
+        "score": row.score,
+        "flagged": row.flagged,
+    }
+
+
+def _whole(view: event_views.EventView) -> dict[str, Any]:
+    event, body = view.event, view.body
+    return {
+        "id": str(event.id),
+        "event_id": event.event_key,
+        "state": view.state,
+        "received_at": event.received_at.isoformat(),
+        "occurred_at": event.occurred_at and event.occurred_at.isoformat(),
+        "is_late": event.is_late,
+        **{name: getattr(event, name) for name in shapes.DIMENSIONS},
+        "request_id": body.request_id,
+        "response_id": body.response_id,
+        "trace_id": body.trace_id,
+        "images": [{"sha256": sha256} for sha256 in event.images],
+        "prompt": body.prompt,
+        "output": body.output,
+        "text_sanitized": body.text_sanitized,
+        "confidence": {
+            "geo_p": event.geo_p,
+            "mean_p": event.mean_p,
+            "min_p": event.min_p,
+            "n_tokens": event.n_tokens,
+            "status": event.confidence_status,
+        },
+        "sample_rate": event.sample_rate,
+        "metadata": body.metadata_,
+        "check": _check(view),
+        "decision": _decision(view),
+        "review": _review(view),
+    }
+
+
+def _check(view: event_views.EventView) -> dict[str, Any] | None:
+    if view.check is None:
+        return None
+    claims = [
+        {
+            "start": claim["start"],
+            "end": claim["end"],
+            "text": view.body.output[claim["start"] : claim["end"]],
+            "similarity": claim["similarity"],
+            "percentile": claim.get("percentile"),
+        }
+        for claim in view.check.claims
+    ]
+    return {
+        "outcome": view.check.outcome,
+        "checker": view.checker.name if view.checker else None,
+        "label": view.checker.label if view.checker else None,
+        "similarity": view.check.similarity,
+        "score": view.check.score,
+        "claims": claims,
+        "reasons": view.check.reasons,
+    }
+
+
+def _decision(view: event_views.EventView) -> dict[str, Any] | None:
+    if view.decision is None:
+        return None
+    names = ("flagged", "low_similarity", "policy_version", "conf_threshold", "sim_threshold")
+    return {name: getattr(view.decision, name) for name in names}
+
+
+def _review(view: event_views.EventView) -> dict[str, Any] | None:
+    if view.review is None:
+        return None
+    return {"item": str(view.review.id), "kind": view.review.kind, "state": view.review.state}

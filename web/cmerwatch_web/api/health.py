@@ -1,0 +1,61 @@
+"""Is the process alive, is it ready to take events, and what does it count."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+
+import sqlalchemy as sa
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse, Response
+from sqlalchemy import orm
+
+from cmerwatch import checks, models, partitions
+from cmerwatch_web import deps, errors
+from cmerwatch_web.api import metrics
+
+router = APIRouter(tags=["health"])
+
+MAX_SKEW_SECONDS = 30.0  # ids carry our clock, leases the database's: far apart, buckets and pages disagree
+
+
+@router.get("/healthz")
+def get_healthz() -> JSONResponse:
+    """The process answers; nothing else is asked."""
+    return JSONResponse({"status": "alive"})
+
+
+@router.get("/readyz")
+def get_readyz(session: deps.Session) -> JSONResponse:
+    """200 when an event sent now would be accepted: the database answers, clocks agree, today has its partitions."""
+    theirs: dt.datetime = session.execute(sa.select(sa.func.clock_timestamp())).scalar_one()
+    skew = abs((dt.datetime.now(dt.UTC) - theirs).total_seconds())
+    days = partitions.days_ahead(session.connection())
+    state: dict[str, Any] = {
+        "database": "ready",
+        "clock": "ready" if skew <= MAX_SKEW_SECONDS else "skewed",
+        "clock_skew_seconds": round(skew, 3),
+        "partitions": "ready" if days else "missing",
+        "partition_days_ahead": days,
+    }
+    if "skewed" in state.values() or "missing" in state.values():
+        message = "Not ready: the clock is off, or today has no partition (`cmerwatch worker` makes them)."
+        return JSONResponse(errors.body("unavailable", message, state), 503, errors.retry_headers())
+    return JSONResponse({"status": "ready", **state})
+
+
+@router.get("/metrics")
+def get_metrics(session: deps.Session) -> Response:
+    return Response(metrics.text(_gauges(session)), media_type=metrics.TEXT)
+
+
+def _gauges(session: orm.Session) -> dict[str, tuple[str, float]]:
+    quarantined = sa.select(sa.func.count()).select_from(models.Work).where(models.Work.state == models.QUARANTINED)
+    return {
+        "cmerwatch_waiting": ("Events accepted and not yet checked.", checks.waiting(session)),
+        "cmerwatch_quarantined": ("Events no worker survived.", session.execute(quarantined).scalar_one()),
+        "cmerwatch_partition_days_ahead": (
+            "Days from today on that can take events; at 0 ingest refuses.",
+            partitions.days_ahead(session.connection()),
+        ),
+    }

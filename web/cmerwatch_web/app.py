@@ -1,0 +1,48 @@
+"""The web process: routers, middleware, what they share. `uvicorn --factory cmerwatch_web.app:create_app` runs it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+
+from fastapi import FastAPI
+
+from cmerwatch import blobs, db, queue, settings
+from cmerwatch_web import console, errors, security
+from cmerwatch_web.api import cmer, events, health, images
+
+
+def create_app(configuration: settings.Settings | None = None) -> FastAPI:
+    """The whole application. It connects to nothing before its start (lifespan)."""
+    configuration = configuration or settings.current()
+    app = FastAPI(
+        title="cmerwatch",
+        description="Hallucination monitoring for vision-language-model apps.",
+        lifespan=_lifespan,
+        docs_url=None,  # the stock page loads scripts from elsewhere, which our content policy forbids
+        redoc_url=None,
+        openapi_url="/openapi.json",
+    )
+    app.state.settings = configuration
+    app.state.blobs = blobs.FolderStore(configuration.blob_dir)
+    for router in (events.router, images.router, cmer.router, health.router):
+        app.include_router(router)
+    console.install(app)
+    errors.install(app)
+    # The last one added is the outermost.
+    app.add_middleware(security.BodyLimits, limit=configuration.max_body_bytes)
+    app.add_middleware(errors.LastResort)
+    app.add_middleware(security.SecurityHeaders, https=configuration.public_url.startswith("https://"))
+    return app
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    configuration: settings.Settings = app.state.settings
+    engine = db.configure(configuration.database_url)
+    queue.configure(configuration)
+    try:
+        yield
+    finally:
+        queue.close()
+        engine.dispose()
