@@ -6,6 +6,7 @@ All times are the database's now(), so a worker whose clock jumps neither loses 
 from __future__ import annotations
 
 import json
+import math
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import orm
 
-from cmerwatch import models
+from cmerwatch import errors, models
 from cmerwatch.shapes import DIMENSIONS, CheckResult, Claimed, Decided, Decision, Slice
 
 # A batch that dies is retried in shrinking batches, so that one poison row ends alone and its innocent
@@ -54,9 +55,7 @@ _CLAIM = sa.text(
 
 # BETWEEN prunes the day partitions, which ANY alone does not; two reads, because the planner joins two ANY lists
 # of one batch by trying every pair.
-_EVENTS = sa.text(
-    "SELECT id, images, geo_p, is_late FROM events WHERE id = ANY(:ids) AND id BETWEEN :low AND :high"
-)
+_EVENTS = sa.text("SELECT id, images, geo_p, is_late FROM events WHERE id = ANY(:ids) AND id BETWEEN :low AND :high")
 _BODIES = sa.text("SELECT id, prompt, output FROM event_bodies WHERE id = ANY(:ids) AND id BETWEEN :low AND :high")
 
 
@@ -112,10 +111,15 @@ def _claimed(work: sa.Row[Any], head: sa.Row[Any], body: sa.Row[Any]) -> Claimed
 
 
 def extend(session: orm.Session, token: uuid.UUID, lease_seconds: float) -> int:
-    """Renew the lease of everything `token` still holds; returns how many rows that is."""
+    """Renew the lease of everything `token` still holds; returns how many rows that is.
+
+    Rows locked by the completion of the same batch are skipped, not waited for: two statements that take the same
+    rows in different orders would deadlock, and those rows are going away.
+    """
     return _count(
         session,
-        "UPDATE work SET lease_until = now() + make_interval(secs => :lease) WHERE lease_token = :token AND state = 1",
+        "UPDATE work SET lease_until = now() + make_interval(secs => :lease) WHERE event_id = ANY (ARRAY ("
+        "SELECT event_id FROM work WHERE lease_token = :token AND state = 1 FOR UPDATE SKIP LOCKED))",
         token=token,
         lease=lease_seconds,
     )
@@ -140,7 +144,7 @@ def fail(session: orm.Session, token: uuid.UUID, event_ids: Sequence[uuid.UUID],
         "not_before = now() + interval '1 second' WHERE lease_token = :token AND state = 1 AND event_id = ANY(:ids)",
         token=token,
         ids=list(event_ids),
-        error=error[:500],
+        error=_storable(error)[:500],
     )
 
 
@@ -150,7 +154,10 @@ def complete(
     """Delete the work rows this token still holds and write exactly their checks and decisions.
 
     The DELETE is the guard: a zombie whose lease was taken deletes 0 rows, so writes and counts nothing.
+    Raises Invalid, before anything is written, for a scored result without finite numbers.
     """
+    for result, _ in pairs:
+        _require_numbers(result)
     ids = [result.event.event_id for result, _ in pairs]
     deleted = set(
         session.execute(
@@ -164,6 +171,25 @@ def complete(
     _insert_checks(session, done)
     _insert_decisions(session, done)
     return done
+
+
+def _require_numbers(result: CheckResult) -> None:
+    """JSON has no NaN, so one such result would fail its whole batch; and it would be counted but in no histogram."""
+    if result.outcome != "scored":
+        return
+    numbers = [result.similarity, *(claim.similarity for claim in result.claims)]
+    optional = [result.score, result.mismatch_percentile, *(claim.percentile for claim in result.claims)]
+    if not all(x is not None and math.isfinite(x) for x in numbers + [x for x in optional if x is not None]):
+        raise errors.Invalid(
+            f"the check of event {result.event.event_id} is scored, but not with finite numbers; "
+            "its outcome must be model_error",
+            field="similarity",
+        )
+
+
+def _storable(text: str) -> str:
+    """Postgres keeps neither NUL nor halves of surrogate pairs."""
+    return text.encode("utf-8", "replace").decode().replace("\0", "?")
 
 
 def _insert_checks(session: orm.Session, done: Sequence[Decided]) -> None:
@@ -254,7 +280,8 @@ def replay(session: orm.Session, project_id: uuid.UUID, event_ids: Sequence[uuid
     """Give quarantined events (all, or those named) a fresh start; returns how many."""
     return _count(
         session,
-        "UPDATE work SET state = 0, attempts = 0, not_before = now() WHERE state = 9 AND project_id = :project "
+        "UPDATE work SET state = 0, attempts = 0, not_before = now(), last_error = NULL "
+        "WHERE state = 9 AND project_id = :project "
         "AND (CAST(:ids AS uuid[]) IS NULL OR event_id = ANY(:ids))",
         project=project_id,
         ids=None if event_ids is None else list(event_ids),
