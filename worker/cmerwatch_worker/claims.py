@@ -63,7 +63,8 @@ def split(
 
 _LINE = re.compile(r"[^\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+")
 # "- ", "* ", "• ", "1. ", "2) ", "(a) ", "## ", "> ": marks of a list, heading or quote, no part of what is said.
-_BULLET = re.compile(r"\s*(?:(?:[-*+>•‣◦▪●–—]|#{1,6}|\(?(?:\d{1,3}|[a-zA-Z])[.)])\s+|[•‣◦▪●]\s*)")
+# Only before something: "3." alone is an answer.
+_BULLET = re.compile(r"\s*(?:(?:[-*+>•‣◦▪●–—]|#{1,6}|\(?(?:\d{1,3}|[a-zA-Z])[.)])\s+|[•‣◦▪●]\s*)(?=\S)")
 _STOP = re.compile(r"[.!?…‥。！？｡．।॥؟۔։።။‼⁇⁈⁉]+|[•‣◦▪●]")
 _ALWAYS = frozenset("。！？｡।॥؟۔։።။•‣◦▪●")
 _CLOSING = "\"')]}»”’」』）】*_"
