@@ -6,14 +6,17 @@ import json
 import re
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartCallbacks, MultipartParser, parse_options_header
+from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.exceptions import HTTPException
 
 from cmerwatch import errors
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks  # exists for type checkers only
 
 MAX_PARTS = 1 + 64 * 16  # the part `events`, and 16 images of each of 64 events
 MAX_DEPTH = 32  # of arrays and objects within each other; deeper ones exhaust the stack of whoever reads them later
