@@ -15,6 +15,7 @@ from cmerwatch_web.api import cmer, events, health, images
 def create_app(configuration: settings.Settings | None = None) -> FastAPI:
     """The whole application. It connects to nothing before its start (lifespan)."""
     configuration = configuration or settings.current()
+    configuration.require_secret()
     app = FastAPI(
         title="cmerwatch",
         description="Hallucination monitoring for vision-language-model apps.",

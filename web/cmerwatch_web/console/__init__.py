@@ -1,5 +1,16 @@
-"""The console: server-rendered pages for people. `router` is all the app needs to include."""
+"""The console: server-rendered pages for people. `install` is all the app needs to call."""
 
 import fastapi
+from fastapi import Depends
 
-router = fastapi.APIRouter(include_in_schema=False)
+from cmerwatch_web.console import assets, auth, events, ledger, overview, pages
+
+router = fastapi.APIRouter(include_in_schema=False, dependencies=[Depends(pages.refuse_foreign_forms)])
+for part in (assets, auth, overview, events, ledger):
+    router.include_router(part.router)
+
+
+def install(app: fastapi.FastAPI) -> None:
+    """Add the pages and how their refusals are answered."""
+    pages.install(app)
+    app.include_router(router)

@@ -1,0 +1,77 @@
+"""An output cut into what the checker looked at and what it passed over, and its tokens with their probabilities. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+# Shares of the reference below which a claim is tinted, strongest first: 5 % of matching claims fall under the
+# second by construction, so a tint is a reason to look, not a verdict.
+TINTS = ((0.01, "t0"), (0.05, "t1"), (0.20, "t2"))
+UNSURE = ((0.1, "p0"), (0.5, "p1"))
+TOKENS_SHOWN = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    number: int
+    similarity: float
+    percentile: float | None
+
+    @property
+    def tint(self) -> str:
+        if self.percentile is None:
+            return "tn"
+        return next((name for below, name in TINTS if self.percentile < below), "t3")
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A stretch of the output; `claim` is None for what was not checked."""
+
+    text: str
+    claim: Claim | None
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    text: str
+    probability: float | None
+    kind: str
+
+
+def cut(output: str, claims: Sequence[Mapping[str, Any]]) -> list[Passage]:
+    """The whole output in order, nothing lost or doubled, whatever the spans are: one that starts inside another
+    begins where that ends, one outside the text is dropped."""
+    made, at = [], 0
+    numbered = [
+        (one["start"], one["end"], Claim(i, one["similarity"], one.get("percentile"))) for i, one in enumerate(claims, 1)
+    ]
+    for start, end, claim in sorted(numbered, key=lambda found: (found[0], found[1])):
+        start, end = max(start, at), min(end, len(output))
+        if start >= end:
+            continue
+        if start > at:
+            made.append(Passage(output[at:start], None))
+        made.append(Passage(output[start:end], claim))
+        at = end
+    if at < len(output):
+        made.append(Passage(output[at:], None))
+    return made
+
+
+def strip(tokens: Sequence[str] | None, logprobs: Sequence[float | None] | None) -> list[Token]:
+    """Each token with exp(logprob) and how unsure it was; the first TOKENS_SHOWN, empty without tokens."""
+    if not tokens:
+        return []
+    known = list(logprobs or [None] * len(tokens))
+    return [_token(text, lp) for text, lp in zip(tokens[:TOKENS_SHOWN], known, strict=False)]
+
+
+def _token(text: str, logprob: float | None) -> Token:
+    if logprob is None:
+        return Token(text, None, "")
+    probability = math.exp(min(logprob, 0.0))
+    return Token(text, probability, next((name for below, name in UNSURE if probability < below), ""))

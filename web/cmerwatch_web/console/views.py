@@ -1,0 +1,91 @@
+"""What a page looks at: a window of time and a slice, read from the address and written back into links."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from urllib.parse import urlencode
+
+from cmerwatch import errors
+from cmerwatch.shapes import DIMENSIONS
+
+WINDOWS = {
+    "30m": ("30 min", dt.timedelta(minutes=30)),
+    "1h": ("1 hour", dt.timedelta(hours=1)),
+    "24h": ("24 hours", dt.timedelta(hours=24)),
+    "8d": ("8 days", dt.timedelta(days=8)),
+}
+DEFAULT_WINDOW = "8d"
+LONGEST = dt.timedelta(days=400)
+NAMES = {
+    "endpoint": "Endpoint",
+    "prompt_type": "Prompt type",
+    "customer": "Customer",
+    "model": "Model",
+    "model_version": "Model version",
+    "environment": "Environment",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """[start, end) in UTC and the dimension values looked at. `window` is None when the address gave the ends."""
+
+    start: dt.datetime
+    end: dt.datetime
+    window: str | None
+    filters: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def chosen(self) -> dict[str, str]:
+        return dict(self.filters)
+
+    def link(self, path: str = "/", **extra: str) -> str:
+        """The address of `path` with this window and slice; `extra` adds parameters of that page."""
+        return f"{path}?{urlencode([*self._window(), *self.filters, *extra.items()])}"
+
+    def narrowed(self, dimension: str, value: str) -> View:
+        return replace(self, filters=tuple((self.chosen | {dimension: value}).items()))
+
+    def widened(self, dimension: str) -> View:
+        return replace(self, filters=tuple((k, v) for k, v in self.filters if k != dimension))
+
+    def moved(self, window: str) -> View:
+        return replace(self, window=window)
+
+    def during(self, start: dt.datetime, end: dt.datetime) -> View:
+        return replace(self, window=None, start=start, end=end)
+
+    def cleared(self) -> View:
+        return replace(self, filters=())
+
+    def _window(self) -> list[tuple[str, str]]:
+        if self.window is not None:
+            return [("window", self.window)]
+        return [("from", f"{self.start:%Y-%m-%dT%H:%M:%SZ}"), ("to", f"{self.end:%Y-%m-%dT%H:%M:%SZ}")]
+
+
+def read(query: Mapping[str, str], now: dt.datetime | None = None) -> View:
+    """The view an address names; raises Invalid naming the parameter. A dimension given empty means "has none"."""
+    filters = tuple((name, query[name]) for name in DIMENSIONS if name in query)
+    now = now or dt.datetime.now(dt.UTC)
+    if "from" in query or "to" in query:
+        end = _moment("to", query["to"]) if query.get("to") else now
+        start = _moment("from", query["from"]) if query.get("from") else end - WINDOWS[DEFAULT_WINDOW][1]
+        if not dt.timedelta(0) < end - start <= LONGEST:
+            raise errors.Invalid("`from` must lie before `to`, and at most 400 days before it.", field="from")
+        return View(start, end, None, filters)
+    window = query.get("window") or DEFAULT_WINDOW
+    if window not in WINDOWS:
+        raise errors.Invalid(f"`window` must be one of {', '.join(WINDOWS)}.", field="window")
+    return View(now - WINDOWS[window][1], now, window, filters)
+
+
+def _moment(name: str, value: str) -> dt.datetime:
+    try:
+        # A "+00:00" that was not encoded arrives as a space.
+        found = dt.datetime.fromisoformat(value.strip().replace(" 00:00", "+00:00"))
+    except ValueError:
+        raise errors.Invalid(f"`{name}` must be a time such as 2026-11-24T09:00:00Z.", field=name) from None
+    return found.replace(tzinfo=dt.UTC) if found.tzinfo is None else found.astimezone(dt.UTC)

@@ -1,0 +1,131 @@
+"""What the pages say about a check, in plain sentences. Pure: values in, words out; no more is promised than is known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import markupsafe
+
+from cmerwatch_web import charts
+
+# What CLIP-type checkers are known to be near chance at; docs/what-cmer-is.md says how that was measured.
+BLIND_SPOTS = "counts, small print and other text, left and right, and fine attributes"
+
+REASONS = {
+    "blank_image": "the picture is blank, noise or nearly one colour",
+    "wrong_image": "the text fits this picture no better than a picture it was not written for",
+    "low_similarity": "the picture supports the text poorly",
+    "low_similarity_unconfirmed": "the picture supports the text poorly, and the confidence is not known",
+    "nothing_visual": "nothing in the text can be looked for in a picture",
+    "no_claims": "nothing in the text can be looked for in a picture",
+    "refusal": "the model declined to answer",
+    "short_answer": "an answer this short (a number, yes or no) says nothing that can be looked for",
+    "audit": "drawn at random to measure the true rate",
+    "flagged": "confident, and poorly supported by the picture",
+}
+
+CONFIDENCE_STATUS = {
+    "present": "from token log-probabilities",
+    "reported_by_app": "reported by the app",
+    "not_reported": "not reported",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """The values that decide a flag; None where unknown."""
+
+    state: str
+    outcome: str | None = None
+    confidence: float | None = None
+    score: float | None = None
+    n_claims: int = 0
+    is_decided: bool = False
+    flagged: bool = False
+    low: bool = False
+    conf_threshold: float | None = None
+    sim_threshold: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A word for the badge, its tone (bad, doubt, good, quiet), and why, in one or two sentences."""
+
+    word: str
+    tone: str
+    why: str
+
+
+_UNJUDGED = {
+    "unscorable": Verdict("Not scorable", "quiet", "Nothing in the output can be looked for in a picture."),
+    "invalid_image": Verdict("Picture unreadable", "doubt", "The picture could not be decoded, so nothing was compared."),
+    "model_error": Verdict("Check failed", "doubt", "The checker failed on this event; it is not counted as looked at."),
+}
+
+
+def explain(it: Judged) -> Verdict:
+    """Why this event was flagged or not."""
+    if it.state == "quarantined" or it.outcome == "quarantined":
+        return Verdict(
+            "Quarantined",
+            "doubt",
+            "No worker survived checking this event, so it was set aside. It is not counted until it is replayed.",
+        )
+    if it.state == "waiting":
+        return Verdict("Waiting", "quiet", "Stored safely and waiting for a worker. This page looks again by itself.")
+    if it.outcome in _UNJUDGED:
+        return _UNJUDGED[it.outcome]
+    if not it.is_decided or it.score is None or it.sim_threshold is None or it.conf_threshold is None:
+        return Verdict(
+            "Calibrating",
+            "quiet",
+            "Scored, but not decided: the checker has not yet seen enough matching text and pictures to know what is low.",
+        )
+    return _decided(it, it.score, it.sim_threshold, it.conf_threshold)
+
+
+def _decided(it: Judged, score: float, sim_threshold: float, conf_threshold: float) -> Verdict:
+    fit = _fit(score, it.n_claims)
+    below = f"score {number(score)} is below {number(sim_threshold)}"
+    if it.flagged and it.confidence is not None:
+        sure = f"confidence {number(it.confidence, conf_threshold)} is over {number(conf_threshold)}"
+        return Verdict("Flagged", "bad", f"The model was sure ({sure}), yet {fit} ({below}).")
+    if it.low and it.confidence is None:
+        return Verdict("Doubtful", "doubt", f"Not flagged, because the confidence is not known; but {fit} ({below}).")
+    if it.low and it.confidence is not None:
+        sure = f"confidence {number(it.confidence, conf_threshold)} is not over {number(conf_threshold)}"
+        return Verdict("Not flagged", "quiet", f"{fit[0].upper()}{fit[1:]} ({below}), but the model was not sure ({sure}).")
+    above = f"score {number(score, sim_threshold)} is not below {number(sim_threshold)}"
+    return Verdict("Not flagged", "good", f"The picture supports the text about as well as matching text usually is ({above}).")
+
+
+def _fit(score: float, n_claims: int) -> str:
+    who = "the text" if n_claims <= 1 else f"the weakest of its {n_claims} sentences"
+    return f"{who} fits the picture worse than {charts.percent(1 - score)} of matching outputs do"
+
+
+def number(value: float | None, beside: float | None = None) -> str:
+    """Two digits, or as many (to six) as it takes to tell it from the threshold it stands beside."""
+    if value is None:
+        return "–"
+    for digits in (2, 3, 4, 5, 6):
+        shown = f"{value:.{digits}f}"
+        told = beside is None or value == beside or float(shown) != beside
+        if told and (value == 0 or float(shown) != 0) and (value == 1 or float(shown) != 1):
+            return shown
+    return f"{value:.2g}"
+
+
+def reason(code: str) -> str:
+    """A reason code in words; an unknown one is shown as it is."""
+    return REASONS.get(code, code.replace("_", " "))
+
+
+def confidence_gauge(confidence: float | None, threshold: float) -> markupsafe.Markup:
+    told = f"Confidence {number(confidence, threshold)}; over {number(threshold)} counts as sure."
+    return charts.gauge(confidence, threshold, bad_below=False, summary=told)
+
+
+def score_gauge(score: float | None, threshold: float) -> markupsafe.Markup:
+    told = f"Score {number(score, threshold)}; below {number(threshold)} counts as low."
+    return charts.gauge(score, threshold, bad_below=True, summary=told)
