@@ -77,9 +77,11 @@ class Stack:
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
-    def watch(self) -> None:
-        """Until asked to stop, start again what ended: a worker's own watchdog counts on it."""
-        while not self._stopping.wait(0.2):
+    def watch(self, until: Callable[[], bool] = lambda: False) -> None:
+        """Start again what ends, as a worker's own watchdog counts on. Raises Stopped when asked to stop."""
+        while not until():
+            if self._stopping.wait(0.2):
+                raise Stopped
             for server in self.servers:
                 if not server.child.is_running:
                     self._restart(server)

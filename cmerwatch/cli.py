@@ -1,0 +1,334 @@
+"""The `cmerwatch` command: the whole product on one machine, its parts one by one, and first aid."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated
+
+try:
+    import typer
+except ModuleNotFoundError:  # the base install is the SDK alone
+    sys.exit("cmerwatch: the command line needs the server parts: pip install 'cmerwatch[demo]'")
+
+from cmerwatch import access, blobs, db, demo, doctor, embedded, errors, migrate, partitions, projects, settings
+
+DEFAULT_PORT = 8383
+STALL_SECONDS = 180.0
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+key_app = typer.Typer(no_args_is_help=True, help="API keys of a project.")
+user_app = typer.Typer(no_args_is_help=True, help="People who sign in to the console.")
+app.add_typer(key_app, name="key")
+app.add_typer(user_app, name="user")
+
+Show = Callable[[int, int], None]  # done, of how many
+Port = Annotated[int | None, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")]
+Folder = Annotated[Path | None, typer.Option("--data-dir", help="Where everything is kept.")]
+Browser = Annotated[bool, typer.Option(help="Open the console in a browser.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object when ready.")]
+StackFolder = Annotated[
+    Path | None, typer.Option("--data-dir", help="The folder of a running `up` or `demo`; else CMERWATCH_* is used.")
+]
+
+
+def main() -> None:
+    """Refusals end with status 2 and one sentence on stderr, never a traceback."""
+    try:
+        app()
+    except errors.CmerwatchError as error:
+        sys.exit(_complain(error))
+
+
+def _complain(error: errors.CmerwatchError) -> int:
+    say(error.message)
+    return 2
+
+
+def say(line: str) -> None:
+    """Progress and complaints; stdout is for results."""
+    print(f"cmerwatch: {line}", file=sys.stderr, flush=True)
+
+
+# The stack on one machine
+
+
+@app.command("demo")
+def demo_command(port: Port = None, data_dir: Folder = None, browser: Browser = True, as_json: AsJson = False) -> None:
+    """A filled console: a recorded run of a real model, every event checked by the real worker. Ctrl-C stops it."""
+    folder = embedded.DataFolder(data_dir or embedded.default_folder("demo"))
+    os.environ["CMERWATCH_CHECKER"] = "demo"
+    run_stack(folder, port, (demo.PROJECT, "Demo", demo.PROJECT), fill_demo, browser=browser, as_json=as_json)
+
+
+@app.command()
+def up(port: Port = None, data_dir: Folder = None, browser: Browser = False, as_json: AsJson = False) -> None:
+    """The same stack without seeded data, with the checker of CMERWATCH_CHECKER. Ctrl-C stops it."""
+    folder = embedded.DataFolder(data_dir or embedded.default_folder("up"))
+    run_stack(folder, port, ("default", "Default", "admin"), lambda machine: None, browser=browser, as_json=as_json)
+
+
+def run_stack(
+    folder: embedded.DataFolder,
+    port: int | None,
+    first: tuple[str, str, str],
+    fill: Callable[[embedded.Machine], None],
+    *,
+    browser: bool,
+    as_json: bool,
+) -> None:
+    """Start everything, fill it, print one line, run until SIGINT or SIGTERM. `first`: slug, name, login."""
+    refuse_demo_checker_in_production()
+    folder.open()
+    stack = embedded.Stack(say)
+    try:
+        with stack.running():
+            machine = embedded.open_machine(stack, folder, choose_port(port), say)
+            say("starting the worker")
+            machine.start_worker()
+            fill(machine)
+            say("starting the web server")
+            machine.start_web()
+            announce(machine, *first, as_json=as_json)
+            if browser:
+                open_browser(machine.url)
+            stack.watch()
+    finally:
+        folder.close()
+
+
+def refuse_demo_checker_in_production() -> None:
+    """Before anything starts; the worker refuses again, for it also sees what a bundle says of itself."""
+    configured = settings.read()
+    if configured.environment == "production" and configured.checker == "demo":
+        raise errors.StartRefused(
+            "CMERWATCH_ENVIRONMENT=production refuses the demo checker, which knows drawn scenes only. "
+            "Set CMERWATCH_CHECKER, for example to openclip:ViT-B-32-256:datacomp_s34b_b86k, or unset the environment."
+        )
+
+
+def choose_port(wanted: int | None) -> int:
+    """The one asked for; without a wish the usual one if it is free."""
+    if wanted is None:
+        return embedded.free_port() if embedded.is_listening(DEFAULT_PORT) else DEFAULT_PORT
+    return wanted or embedded.free_port()
+
+
+def fill_demo(machine: embedded.Machine) -> None:
+    """Lay the recording and wait until the worker has looked at all of it."""
+    store = blobs.FolderStore(settings.current().blob_dir)
+    with bar("laying events", machine) as show:
+        demo.seed(machine.engine, store, show)
+    with bar("checking events", machine) as show:
+        wait_until_checked(machine, show)
+
+
+def wait_until_checked(machine: embedded.Machine, show: Show) -> None:
+    """Raises StartRefused when the worker, started again whenever it ends, gets nowhere."""
+    total = left = demo.waiting()
+    moved_at = time.monotonic()
+
+    def is_done() -> bool:
+        nonlocal left, moved_at
+        waiting = demo.waiting()
+        if waiting < left:
+            left, moved_at = waiting, time.monotonic()
+        if time.monotonic() - moved_at > STALL_SECONDS:
+            raise errors.StartRefused(
+                f"{waiting} events wait and the worker finished none for {STALL_SECONDS:g} s; "
+                f"its log is {machine.folder.log('worker')}."
+            )
+        show(total - waiting, total)
+        return waiting == 0
+
+    machine.stack.watch(until=is_done)
+
+
+@contextlib.contextmanager
+def bar(label: str, machine: embedded.Machine) -> Iterator[Show]:
+    """A progress bar on stderr; off a terminal one line per quarter. Its updates raise Stopped when asked to stop."""
+    is_terminal, said = sys.stderr.isatty(), -1
+
+    def show(done: int, total: int) -> None:
+        nonlocal said
+        if machine.stack.is_stopping:
+            raise embedded.Stopped
+        if is_terminal:
+            filled = 30 * done // max(total, 1)
+            line = f"\r{label:15} [{'#' * filled}{' ' * (30 - filled)}] {done}/{total}"
+            print(line, end="", file=sys.stderr, flush=True)
+        elif total and 4 * done // total > said:
+            said = 4 * done // total
+            say(f"{label}: {done}/{total}")
+
+    try:
+        yield show
+    finally:
+        if is_terminal:
+            print(file=sys.stderr)
+
+
+def announce(machine: embedded.Machine, slug: str, name: str, login: str, *, as_json: bool) -> None:
+    """The one line on stdout."""
+    with db.transaction() as session:
+        project = projects.ensure(session, slug, name, login)
+        api_key = projects.ensure_key(session, project, machine.folder.path / "secrets" / "api_key")
+        link = projects.sign_in_link(session, machine.url, login)
+    if as_json:
+        print(json.dumps({"url": machine.url, "sign_in_url": link, "api_key": api_key, "pid": os.getpid()}), flush=True)
+    else:
+        print(f"ready: {machine.url}  sign in once: {link}  API key: {api_key}", flush=True)
+
+
+def open_browser(url: str) -> None:
+    """Only where there is a screen: a text browser would take over this terminal."""
+    has_screen = sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if has_screen and sys.stderr.isatty():
+        quiet = subprocess.DEVNULL
+        command = [sys.executable, "-m", "webbrowser", url]
+        subprocess.Popen(command, start_new_session=True, stdin=quiet, stdout=quiet, stderr=quiet)
+
+
+# Its parts, one process each
+
+
+@app.command()
+def web(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = DEFAULT_PORT,
+) -> None:
+    """The HTTP server alone. Settings are CMERWATCH_*."""
+    connect()
+    command = embedded.web_command(host, port)
+    os.execv(command[0], command)
+
+
+@app.command()
+def worker() -> None:
+    """One worker alone; start as many as you like on any host. Settings are CMERWATCH_*."""
+    command = embedded.worker_command()
+    os.execv(command[0], command)
+
+
+@app.command("migrate")
+def migrate_command() -> None:
+    """Bring the database to the tables this version needs, and make the partitions of the days ahead."""
+    url = settings.current().database_url
+    migrate.upgrade(url)
+    engine = db.configure(url)
+    partitions.ensure_ahead(engine)
+    engine.dispose()
+    print(f"database at revision {migrate.head()}")
+
+
+@app.command("doctor")
+def doctor_command(
+    url: Annotated[str, typer.Option(help="Where cmerwatch runs.")] = f"http://127.0.0.1:{DEFAULT_PORT}",
+    api_key: Annotated[
+        str, typer.Option(envvar="CMERWATCH_API_KEY", help="A key with the scopes ingest and read.")
+    ] = "",
+) -> None:
+    """Send a test event, follow it to its check, and name the step that fails."""
+    for step in doctor.examine(url, api_key):
+        print(f"{'ok    ' if step.is_ok else 'FAILED'} {step.name}: {step.said}")
+        if not step.is_ok:
+            raise typer.Exit(1)
+
+
+# Projects, keys, people
+
+
+def connect(stack_folder: Path | None = None) -> settings.Settings:
+    """Bind the database of a running stack's folder, or of CMERWATCH_*; the key's pepper comes with it."""
+    if stack_folder is not None:
+        embedded.use(embedded.environment_of(stack_folder))
+    configured = settings.current()
+    if not configured.secret_key.get_secret_value():
+        path = configured.data_dir.absolute() / "secrets" / "secret_key"
+        embedded.secret(path)
+        embedded.use({"CMERWATCH_SECRET_KEY_FILE": str(path)})
+        configured = settings.current()
+    migrate.check(configured.database_url)
+    db.configure(configured.database_url, pool_size=1)
+    return configured
+
+
+@app.command()
+def project(slug: str, name: str = "", data_dir: StackFolder = None) -> None:
+    """Make a project: what keys, people, events and images belong to."""
+    connect(data_dir)
+    with db.transaction() as session:
+        made = projects.create(session, slug, name or slug)
+        access.audit(session, "cli", "project.create", slug, made.id)
+    print(f"project {slug} made")
+
+
+@key_app.command("create")
+def create_key(
+    project: Annotated[str, typer.Option(help="Slug of the project.")],
+    name: Annotated[str, typer.Option(help="What the key is for.")] = "key",
+    scope: Annotated[list[str] | None, typer.Option(help="ingest, read, review, admin; repeat for several.")] = None,
+    user: Annotated[str, typer.Option(help="Login a key with the scope review acts as.")] = "",
+    data_dir: StackFolder = None,
+) -> None:
+    """Print a new API key; it is never shown again."""
+    connect(data_dir)
+    with db.transaction() as session:
+        owner = access.project_of_slug(session, project)
+        acts_as = projects.user_of_login(session, user).id if user else None
+        key = access.create_key(session, owner.id, name, scope or list(projects.KEY_SCOPES), acts_as)
+        access.audit(session, "cli", "key.create", key.split("_")[1], owner.id, scopes=scope, name=name)
+    print(key)
+
+
+@key_app.command("revoke")
+def revoke_key(
+    key_id: Annotated[str, typer.Argument(help="The part between the first two underscores: cmw_<id>_...")],
+    project: Annotated[str, typer.Option(help="Slug of the project.")],
+    data_dir: StackFolder = None,
+) -> None:
+    """End a key at once."""
+    connect(data_dir)
+    with db.transaction() as session:
+        owner = access.project_of_slug(session, project)
+        access.revoke_key(session, owner.id, key_id)
+        access.audit(session, "cli", "key.revoke", key_id, owner.id)
+    print(f"key {key_id} revoked")
+
+
+@user_app.command("create")
+def create_user(
+    login: str,
+    project: Annotated[str, typer.Option(help="Slug of the project.")],
+    role: Annotated[str, typer.Option(help="viewer, reviewer, lead, engineer or admin.")] = "viewer",
+    name: str = "",
+    data_dir: StackFolder = None,
+) -> None:
+    """Make a person and print a one-time sign-in link for them."""
+    public_url = connect(data_dir).public_url
+    with db.transaction() as session:
+        owner = access.project_of_slug(session, project)
+        access.create_user(session, owner.id, login, name or login, role)
+        access.audit(session, "cli", "user.create", login, owner.id, role=role)
+        link = projects.sign_in_link(session, public_url, login)
+    print(link)
+
+
+@user_app.command("link")
+def link_user(login: str, data_dir: StackFolder = None) -> None:
+    """Print a fresh one-time sign-in link."""
+    public_url = connect(data_dir).public_url
+    with db.transaction() as session:
+        link = projects.sign_in_link(session, public_url, login)
+        access.audit(session, "cli", "user.link", login)
+    print(link)
+
+
+if __name__ == "__main__":
+    main()
