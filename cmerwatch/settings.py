@@ -13,6 +13,9 @@ import pydantic_settings
 from cmerwatch import errors
 
 
+MIN_SECRET = 32
+
+
 class Settings(pydantic_settings.BaseSettings):
     """Each field is `CMERWATCH_<NAME>`; secrets may be read from the file named by `CMERWATCH_<NAME>_FILE`."""
 
@@ -31,7 +34,7 @@ class Settings(pydantic_settings.BaseSettings):
     public_url: str = pydantic.Field("http://127.0.0.1:8383", description="Where people reach the console.")
     secret_key: pydantic.SecretStr = pydantic.Field(
         pydantic.SecretStr(""),
-        description="Peppers API keys; at least 32 characters; made on first start if empty.",
+        description="Peppers API keys; at least 32 characters. `up` and `demo` make one on their first start.",
     )
     max_body_bytes: int = pydantic.Field(32 << 20, ge=1 << 10, description="Largest request body.")
     max_image_bytes: int = pydantic.Field(10 << 20, ge=1 << 10, description="Largest single image.")
@@ -46,11 +49,25 @@ class Settings(pydantic_settings.BaseSettings):
     audit_rate: float = pydantic.Field(
         0.02, ge=0, le=1, description="Share of unflagged events drawn at random for review."
     )
-    events_retention_days: int = pydantic.Field(400, ge=1, description="Partitions older than this may be dropped.")
+
+    @pydantic.field_validator("secret_key")
+    @classmethod
+    def _long_enough(cls, value: pydantic.SecretStr) -> pydantic.SecretStr:
+        if 0 < len(value.get_secret_value()) < MIN_SECRET:
+            raise ValueError(f"must have at least {MIN_SECRET} characters; `openssl rand -base64 48` makes one")
+        return value
 
     @property
     def blob_dir(self) -> Path:
         return self.data_dir / "blobs"
+
+    def require_secret(self) -> None:
+        """Raises StartRefused: keys hashed without a secret could be forged by whoever reads the table."""
+        if not self.secret_key.get_secret_value():
+            raise errors.StartRefused(
+                "CMERWATCH_SECRET_KEY is empty. Set it, or CMERWATCH_SECRET_KEY_FILE, "
+                f"to at least {MIN_SECRET} random characters, the same for every process."
+            )
 
 
 def _with_secret_files(environ: dict[str, str]) -> dict[str, Any]:
