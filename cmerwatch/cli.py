@@ -14,6 +14,7 @@ from typing import Annotated
 
 try:
     import typer
+    from sqlalchemy import orm
 except ModuleNotFoundError:  # the base install is the SDK alone
     sys.exit("cmerwatch: the command line needs the server parts: pip install 'cmerwatch[demo]'")
 
@@ -204,7 +205,7 @@ def web(
     port: Annotated[int, typer.Option(min=1, max=65535)] = DEFAULT_PORT,
 ) -> None:
     """The HTTP server alone. Settings are CMERWATCH_*."""
-    connect()
+    configured_for()
     command = embedded.web_command(host, port)
     os.execv(command[0], command)
 
@@ -244,8 +245,8 @@ def doctor_command(
 # Projects, keys, people
 
 
-def connect(stack_folder: Path | None = None) -> settings.Settings:
-    """Bind the database of a running stack's folder, or of CMERWATCH_*; the key's pepper comes with it."""
+def configured_for(stack_folder: Path | None = None) -> settings.Settings:
+    """The settings of a running stack's folder, or of CMERWATCH_*, with the secret that peppers keys."""
     if stack_folder is not None:
         embedded.use(embedded.environment_of(stack_folder))
     configured = settings.current()
@@ -253,17 +254,25 @@ def connect(stack_folder: Path | None = None) -> settings.Settings:
         path = configured.data_dir.absolute() / "secrets" / "secret_key"
         embedded.secret(path)
         embedded.use({"CMERWATCH_SECRET_KEY_FILE": str(path)})
-        configured = settings.current()
     migrate.check(configured.database_url)
-    db.configure(configured.database_url, pool_size=1)
-    return configured
+    return settings.current()
+
+
+@contextlib.contextmanager
+def connected(stack_folder: Path | None) -> Iterator[orm.Session]:
+    """One transaction on that database, committed when the block ends well."""
+    engine = db.configure(configured_for(stack_folder).database_url, pool_size=1)
+    try:
+        with db.transaction() as session:
+            yield session
+    finally:
+        engine.dispose()
 
 
 @app.command()
 def project(slug: str, name: str = "", data_dir: StackFolder = None) -> None:
     """Make a project: what keys, people, events and images belong to."""
-    connect(data_dir)
-    with db.transaction() as session:
+    with connected(data_dir) as session:
         made = projects.create(session, slug, name or slug)
         access.audit(session, "cli", "project.create", slug, made.id)
     print(f"project {slug} made")
@@ -278,12 +287,12 @@ def create_key(
     data_dir: StackFolder = None,
 ) -> None:
     """Print a new API key; it is never shown again."""
-    connect(data_dir)
-    with db.transaction() as session:
+    scopes = scope or list(projects.KEY_SCOPES)
+    with connected(data_dir) as session:
         owner = access.project_of_slug(session, project)
         acts_as = projects.user_of_login(session, user).id if user else None
-        key = access.create_key(session, owner.id, name, scope or list(projects.KEY_SCOPES), acts_as)
-        access.audit(session, "cli", "key.create", key.split("_")[1], owner.id, scopes=scope, name=name)
+        key = access.create_key(session, owner.id, name, scopes, acts_as)
+        access.audit(session, "cli", "key.create", key.split("_")[1], owner.id, scopes=scopes, name=name)
     print(key)
 
 
@@ -294,8 +303,7 @@ def revoke_key(
     data_dir: StackFolder = None,
 ) -> None:
     """End a key at once."""
-    connect(data_dir)
-    with db.transaction() as session:
+    with connected(data_dir) as session:
         owner = access.project_of_slug(session, project)
         access.revoke_key(session, owner.id, key_id)
         access.audit(session, "cli", "key.revoke", key_id, owner.id)
@@ -311,21 +319,19 @@ def create_user(
     data_dir: StackFolder = None,
 ) -> None:
     """Make a person and print a one-time sign-in link for them."""
-    public_url = connect(data_dir).public_url
-    with db.transaction() as session:
+    with connected(data_dir) as session:
         owner = access.project_of_slug(session, project)
         access.create_user(session, owner.id, login, name or login, role)
         access.audit(session, "cli", "user.create", login, owner.id, role=role)
-        link = projects.sign_in_link(session, public_url, login)
+        link = projects.sign_in_link(session, settings.current().public_url, login)
     print(link)
 
 
 @user_app.command("link")
 def link_user(login: str, data_dir: StackFolder = None) -> None:
     """Print a fresh one-time sign-in link."""
-    public_url = connect(data_dir).public_url
-    with db.transaction() as session:
-        link = projects.sign_in_link(session, public_url, login)
+    with connected(data_dir) as session:
+        link = projects.sign_in_link(session, settings.current().public_url, login)
         access.audit(session, "cli", "user.link", login)
     print(link)
 

@@ -1,0 +1,282 @@
+"""The command line against a real database; the whole stack is in tests/path/test_demo.py."""
+
+from __future__ import annotations
+
+import datetime as dt
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+import typer.testing
+import yaml
+
+from cmerwatch import (
+    access,
+    cli,
+    db,
+    demo,
+    demo_data,
+    doctor,
+    embedded,
+    errors,
+    images,
+    migrate,
+    models,
+    partitions,
+    settings,
+)
+from tests import stack
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def run(committed: str, configured: Callable[..., settings.Settings]) -> Callable[..., str]:
+    """Call the command against a database of this test's own; returns what it printed on stdout."""
+    configured(database_url=committed, public_url="https://watch.example")
+    bind = db.SessionLocal.kw["bind"]
+
+    def call(*arguments: str) -> str:
+        result = typer.testing.CliRunner().invoke(cli.app, arguments, catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        db.SessionLocal.configure(bind=bind)  # the command brought, and closed, an engine of its own
+        return result.stdout.strip()
+
+    return call
+
+
+def test_migrate_makes_tables_and_the_partitions_of_the_days_ahead(
+    servers: stack.Shared, configured: Callable[..., settings.Settings]
+) -> None:
+    url = servers.empty("cli_migrate")
+    try:
+        configured(database_url=url)
+        result = typer.testing.CliRunner().invoke(cli.app, ["migrate"], catch_exceptions=False)
+        assert result.stdout == f"database at revision {migrate.head()}\n"
+        engine = sa.create_engine(url, poolclass=sa.NullPool)
+        with engine.connect() as connection:
+            assert partitions.days_ahead(connection) >= 8
+    finally:
+        servers.drop("cli_migrate")
+
+
+def test_a_key_made_here_opens_its_project_with_ingest_and_read_alone(run: Callable[..., str]) -> None:
+    run("project", "acme")
+    key = run("key", "create", "--project", "acme")
+    with db.transaction() as session:
+        principal = access.principal_of_key(session, f"Bearer {key}")
+    assert principal.project_slug == "acme"
+    assert principal.scopes == {"ingest", "read"}
+
+
+def test_a_revoked_key_opens_nothing(run: Callable[..., str]) -> None:
+    run("project", "acme")
+    key = run("key", "create", "--project", "acme", "--scope", "ingest")
+    run("key", "revoke", key.split("_")[1], "--project", "acme")
+    with db.transaction() as session, pytest.raises(errors.Unauthenticated, match="revoked"):
+        access.principal_of_key(session, f"Bearer {key}")
+
+
+def test_a_review_key_needs_the_person_it_acts_as(run: Callable[..., str]) -> None:
+    run("project", "acme")
+    run("user", "create", "ann", "--project", "acme", "--role", "reviewer")
+    with pytest.raises(errors.Invalid, match="name the user"):
+        run("key", "create", "--project", "acme", "--scope", "review")
+    key = run("key", "create", "--project", "acme", "--scope", "review", "--user", "ann")
+    with db.transaction() as session:
+        assert access.principal_of_key(session, f"Bearer {key}").user_id is not None
+
+
+def test_a_person_gets_a_link_that_signs_in_once(run: Callable[..., str]) -> None:
+    run("project", "acme")
+    first = run("user", "create", "ann", "--project", "acme", "--role", "lead")
+    second = run("user", "link", "ann")
+    assert first.startswith("https://watch.example/sign-in/")
+    assert first != second
+    token = second.rsplit("/", 1)[1]
+    with db.transaction() as session:
+        assert access.use_sign_in_link(session, token).login == "ann"
+    with db.transaction() as session, pytest.raises(errors.Unauthenticated, match="already used"):
+        access.use_sign_in_link(session, token)
+
+
+def test_what_is_done_here_stands_in_the_audit_log_without_secrets(run: Callable[..., str]) -> None:
+    run("project", "acme")
+    key = run("key", "create", "--project", "acme")
+    link = run("user", "create", "ann", "--project", "acme")
+    with db.transaction() as session:
+        entries = session.scalars(sa.select(models.AuditEntry).order_by(models.AuditEntry.at)).all()
+        assert [entry.action for entry in entries] == ["project.create", "key.create", "user.create"]
+        written = repr([(entry.target, entry.details) for entry in entries])
+    assert key.split("_")[2] not in written
+    assert link.rsplit("/", 1)[1] not in written
+
+
+def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The real command in a process of its own, seeing no CMERWATCH_* but these."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("CMERWATCH_")}
+    return subprocess.run(
+        [sys.executable, "-m", "cmerwatch.cli", *arguments],
+        env=plain | environment,
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize("name", ["up", "demo"])
+def test_production_refuses_the_demo_checker_before_anything_starts(name: str, tmp_path: Path) -> None:
+    refused = command(
+        name, "--data-dir", str(tmp_path / "data"), CMERWATCH_ENVIRONMENT="production", CMERWATCH_CHECKER="demo"
+    )
+    assert refused.returncode == 2
+    assert refused.stdout == ""
+    assert "production refuses the demo checker" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_bad_setting_stops_the_start_by_its_name() -> None:
+    refused = command("up", CMERWATCH_LEASE_SECONDS="soon")
+    assert refused.returncode == 2
+    assert "CMERWATCH_LEASE_SECONDS" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_folder_no_stack_ran_on_is_said(tmp_path: Path) -> None:
+    refused = command("user", "link", "ann", "--data-dir", str(tmp_path))
+    assert refused.returncode == 2
+    assert f"No stack ever ran on {tmp_path}" in refused.stderr
+
+
+def test_a_database_that_is_not_migrated_is_refused_with_the_command_that_helps(servers: stack.Shared) -> None:
+    url = servers.empty("cli_bare")
+    try:
+        refused = command("project", "acme", CMERWATCH_DATABASE_URL=url, CMERWATCH_SECRET_KEY="x" * 32)
+        assert refused.returncode == 2
+        assert "Run: cmerwatch migrate" in refused.stderr
+    finally:
+        servers.drop("cli_bare")
+
+
+def test_the_usual_port_is_left_to_whoever_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "is_listening", lambda port: False)
+    assert cli.choose_port(None) == cli.DEFAULT_PORT
+    monkeypatch.setattr(embedded, "is_listening", lambda port: True)
+    assert cli.choose_port(None) not in (0, cli.DEFAULT_PORT)
+    assert cli.choose_port(4242) == 4242
+    assert cli.choose_port(0) != 0
+
+
+def test_the_doctors_picture_is_one_the_server_accepts() -> None:
+    header = images.inspect(doctor.red_circle(), images.Limits())
+    assert (header.format, header.width, header.height) == ("PNG", doctor.SIDE, doctor.SIDE)
+
+
+Answers = dict[str, tuple[int, object]]
+
+
+@pytest.fixture
+def server() -> Iterator[Callable[[Answers], str]]:
+    """A server that answers as told: the doctor must also understand broken ones."""
+    running: list[http.server.ThreadingHTTPServer] = []
+
+    def start(answers: Answers) -> str:
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                status, body = answers[self.path]
+                data = body if isinstance(body, bytes) else json.dumps(body).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            do_POST = do_GET
+
+            def log_message(self, *_: object) -> None: ...
+
+        made = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        running.append(made)
+        threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        return f"http://127.0.0.1:{made.server_address[1]}"
+
+    yield start
+    for one in running:
+        one.shutdown()
+        one.server_close()
+
+
+WELL: Answers = {
+    "/healthz": (200, {}),
+    "/readyz": (200, {}),
+    "/v1/events": (202, {"results": [{"id": "e1", "status": "accepted"}]}),
+    "/v1/events/e1": (200, {"state": "checked", "check": {"outcome": "scored", "checker": "demo"}}),
+}
+
+
+def refusal(message: str) -> dict[str, object]:
+    return {"error": {"code": "x", "message": message, "details": {}}}
+
+
+def test_the_doctor_follows_an_event_to_its_check(server: Callable[[Answers], str]) -> None:
+    steps = list(doctor.examine(server(WELL), "key"))
+    assert [step.is_ok for step in steps] == [True] * 5
+    assert steps[-1].said.startswith("scored by demo after")
+
+
+@pytest.mark.parametrize(
+    ("path", "answer", "step", "said"),
+    [
+        ("/healthz", (200, b"<html>"), "reach the server", "Is this a cmerwatch server?"),
+        ("/healthz", (404, b"<html>\x1b[31m"), "reach the server", "answered 404: '<html>\\x1b[31m'"),
+        ("/readyz", (503, refusal("no database")), "ask whether it is ready", "answered 503: no database"),
+        ("/v1/events", (401, refusal("not known")), "send a test event", "answered 401: not known"),
+        ("/v1/events", (200, {}), "send a test event", "answered 200 instead of 202"),
+        ("/v1/events/e1", (403, refusal("lacks read")), "read it back", "answered 403: lacks read"),
+        ("/v1/events/e1", (200, {"state": "waiting"}), "have it checked", "no worker takes events"),
+        ("/v1/events/e1", (200, {"state": "quarantined"}), "have it checked", "state quarantined"),
+        (
+            "/v1/events/e1",
+            (200, {"state": "checked", "check": {"outcome": "model_error"}}),
+            "have it checked",
+            "outcome model_error",
+        ),
+    ],
+)
+def test_the_doctor_names_the_step_that_fails(
+    server: Callable[[Answers], str], path: str, answer: tuple[int, object], step: str, said: str
+) -> None:
+    steps = list(doctor.examine(server(WELL | {path: answer}), "key", check_seconds=0))
+    assert [one.is_ok for one in steps] == [True] * (len(steps) - 1) + [False]
+    assert steps[-1].name == step
+    assert said in steps[-1].said
+
+
+def test_compose_runs_commands_this_command_line_has_and_settings_that_exist() -> None:
+    services = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())["services"]
+    known = set(settings.Settings.model_fields)
+    ours = [one for one in services.values() if one.get("command", [""])[0] == "cmerwatch"]
+    assert len(ours) == 4
+    for service in ours:
+        name, *options = service["command"][1:]
+        assert typer.testing.CliRunner().invoke(cli.app, [name, "--help"]).exit_code == 0
+        assert all(option in ("--host", "--port") for option in options if option.startswith("--"))
+        told = service.get("environment", {})
+        assert {key.removeprefix("CMERWATCH_").lower() for key in told} <= known
+        assert (REPOSITORY / service["build"]["dockerfile"]).exists()
+
+
+def test_the_demos_events_lie_in_the_eight_days_before_the_last_closed_bucket() -> None:
+    ages = [event.age_seconds for event in demo_data.recording()]
+    assert max(ages) <= dt.timedelta(days=demo.DAYS).total_seconds()
+    assert min(ages) > 0
