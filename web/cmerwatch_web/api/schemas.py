@@ -169,9 +169,10 @@ def read_event(value: Any, path: str, max_text_chars: int) -> EventSource:
         return EventSource.model_validate(value, context={"max_text_chars": max_text_chars})
     except pydantic.ValidationError as refused:
         problems = [_problem(error, path) for error in refused.errors(include_url=False)[:20]]
-        first = problems[0]
-        more = {"problems": problems} if len(problems) > 1 else {}
-        raise errors.Invalid(first.pop("message") if not more else first["message"], **(first | more)) from None
+        details = {name: value for name, value in problems[0].items() if name != "message"}
+        if len(problems) > 1:
+            details["problems"] = problems
+        raise errors.Invalid(problems[0]["message"], **details) from None
 
 
 def new_event(source: EventSource, images: Sequence[str], sanitized: bool) -> events.NewEvent:
