@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from sqlalchemy import orm
 
 from cmerwatch import blobs, checks, events, policies, reviews, rollups
-from cmerwatch.shapes import Claimed, CheckResult, ClaimScore, Slice
+from cmerwatch.shapes import CheckResult, Claimed, ClaimScore, Slice
 
 LABEL = "test: numbers drawn by a test"
 Judge = Callable[[Claimed], CheckResult]

@@ -17,7 +17,7 @@ from xml.etree import ElementTree as ET
 import markupsafe
 
 PLOT = 1000.0  # units of a stretched plot: more than any screen has pixels per series, so rounding never shows
-CEILINGS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0)
+CEILINGS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 FEW = 30  # below this a point is drawn hollow: its interval is wider than 30 percentage points at worst
 VERSION_COLOURS = 6
 MARKER_GAP = 20  # percent of the width between two markers' names; closer ones keep their line only
@@ -65,12 +65,13 @@ def percent(value: float | None, digits: int = 1) -> str:
 def ceiling(bins: Iterable[Bin]) -> float:
     """The top of the rate axis: the first round number over every rate and over most intervals.
 
-    The widest tenth of the intervals may leave the plot: one bucket with three events must not flatten the rest.
+    The widest tenth of the intervals, and those of few events, may leave the plot: one bucket with three events must
+    not flatten the rest.
     """
     known = [one for one in bins if one.n]
     if not known:
         return CEILINGS[2]
-    highs = sorted(one.high for one in known)
+    highs = sorted(one.high for one in known if one.n >= FEW) or sorted(one.high for one in known)
     reach = max([highs[int(0.9 * (len(highs) - 1))], *(one.rate or 0.0 for one in known)])
     return next((top for top in CEILINGS if top >= reach), 1.0)
 
@@ -80,7 +81,9 @@ def ceiling(bins: Iterable[Bin]) -> float:
 _TOP, _RATE_HEIGHT, _BARS_TOP, _BARS_HEIGHT, _HEIGHT = 24, 166, 212, 42, 274
 
 
-def timeline(bins: Sequence[Bin], versions: Sequence[str], markers: Sequence[Marker], summary: str) -> markupsafe.Markup:
+def timeline(
+    bins: Sequence[Bin], versions: Sequence[str], markers: Sequence[Marker], summary: str
+) -> markupsafe.Markup:
     """CMER with its interval band above, outputs per bucket stacked by model version beneath.
 
     `summary` is what a reader who cannot see the chart is told; the numbers stand in the page's table.
@@ -106,7 +109,9 @@ def _rate_axis(top: float) -> list[ET.Element]:
         made.append(_element("line", class_="grid", x1=0, x2="100%", y1=y, y2=y))
         digits = 1 if (top * share * 100) % 1 else 0
         made.append(_text(2, y - 4, percent(top * share, digits) if share else "0%", "axis"))
-    made.append(_element("line", class_="grid", x1=0, x2="100%", y1=_BARS_TOP + _BARS_HEIGHT, y2=_BARS_TOP + _BARS_HEIGHT))
+    made.append(
+        _element("line", class_="grid", x1=0, x2="100%", y1=_BARS_TOP + _BARS_HEIGHT, y2=_BARS_TOP + _BARS_HEIGHT)
+    )
     return made
 
 
@@ -188,15 +193,17 @@ def _marker_lines(bins: Sequence[Bin], markers: Sequence[Marker]) -> list[ET.Ele
 
 
 def _time_axis(bins: Sequence[Bin]) -> list[ET.Element]:
+    """Five times at most, each at the start of a bin, the last at the end; phones hide the second and fourth."""
     if not bins:
         return []
     span = bins[-1].end - bins[0].start
-    shown = "%H:%M" if span <= dt.timedelta(hours=2) else "%a %H:%M" if span <= dt.timedelta(days=2) else "%a %-d %b"
-    stops = ((0.0, "start"), (0.25, "middle"), (0.5, "middle"), (0.75, "middle"), (1.0, "end"))
-    return [
-        _text(f"{share * 100:g}%", _HEIGHT - 4, format(bins[0].start + span * share, shown), "axis", anchor)
-        for share, anchor in stops
-    ]
+    shown = "%H:%M" if span <= dt.timedelta(hours=3) else "%a %H:%M" if span <= dt.timedelta(days=3) else "%a %-d %b"
+    made = [_text("0%", _HEIGHT - 4, format(bins[0].start, shown), "axis")]
+    for quarter in (1, 2, 3) if len(bins) >= 4 else ():
+        i = round(len(bins) * quarter / 4)
+        kind = "axis" if quarter == 2 else "axis minor"
+        made.append(_text(f"{100 * i / len(bins):.2f}%", _HEIGHT - 4, format(bins[i].start, shown), kind, "middle"))
+    return [*made, _text("100%", _HEIGHT - 4, format(bins[-1].end, shown), "axis", "end")]
 
 
 def _hover(bins: Sequence[Bin], versions: Sequence[str]) -> list[ET.Element]:
@@ -229,7 +236,7 @@ def describe(one: Bin, versions: Sequence[str] = ()) -> str:
 
 
 def whisker(value: float | None, low: float, high: float, top: float) -> markupsafe.Markup:
-    """A rate and its interval on the scale 0..top of its whole table; hidden from readers: the row says it in numbers."""
+    """A rate and its interval on the scale 0..top of its table; hidden from readers, as the row says it in numbers."""
     chart = _element("svg", class_="whisker", width="100%", height=16, aria_hidden="true")
     chart.append(_element("line", class_="track", x1=0, x2="100%", y1=8, y2=8))
     if value is not None and top > 0:

@@ -104,7 +104,7 @@ def _result(result: Result) -> dict[str, Any]:
 @router.get("/events/{event_id}")
 def get_event(event_id: uuid.UUID, principal: deps.MayRead, session: deps.Session) -> JSONResponse:
     """One event with its check, decision and review; each is null until it exists."""
-    return JSONResponse(_whole(event_views.get(session, principal.project_id, event_id)))
+    return JSONResponse(whole(event_views.get(session, principal.project_id, event_id)))
 
 
 @router.get("/events")
@@ -176,7 +176,7 @@ def _thin(row: event_views.EventRow) -> dict[str, Any]:
     }
 
 
-def _whole(view: event_views.EventView) -> dict[str, Any]:
+def whole(view: event_views.EventView) -> dict[str, Any]:
     event, body = view.event, view.body
     return {
         "id": str(event.id),

@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from cmerwatch import access, errors, event_views
 from cmerwatch.event_views import EventFilter, EventRow, EventView
 from cmerwatch_web import deps
+from cmerwatch_web.api import events as api_events
 from cmerwatch_web.console import auth, pages, passages, views, words
 
 router = fastapi.APIRouter(route_class=pages.Page)
@@ -129,6 +130,12 @@ def _gauges(found: EventView) -> dict[str, Any]:
         "confidence_gauge": words.confidence_gauge(found.event.geo_p, decision.conf_threshold),
         "score_gauge": words.score_gauge(check.score, decision.sim_threshold),
     }
+
+
+@router.get("/events/{event_id}/json")
+def show_json(session: auth.Session, viewer: auth.Viewer, event_id: uuid.UUID) -> JSONResponse:
+    """What the API answers, for someone who has a session and no key."""
+    return JSONResponse(api_events.whole(event_views.get(session, viewer.project_id, event_id)))
 
 
 @router.get("/events/{event_id}/state")

@@ -6,6 +6,7 @@ import datetime as dt
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import fastapi
 import sqlalchemy as sa
@@ -66,10 +67,11 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """The chart: bins, the versions its bars are coloured by, and the table that says the same in numbers."""
+    """The chart: bins, and the versions by which its bars are stacked; `legend` has those that occur, with colours."""
 
     bins: list[charts.Bin]
     versions: list[str]
+    legend: list[tuple[int, str]]
     markers: list[charts.Marker]
     bin_seconds: int
 
@@ -79,7 +81,7 @@ def overview(request: Request, session: auth.Session, viewer: auth.Viewer) -> Re
     view = aligned(views.read(request.query_params))
     rows = _rows(session, viewer, view)
     total = add(rows, view.start)
-    context = {
+    context: dict[str, Any] = {
         "viewer": viewer,
         "view": view,
         "total": total,
@@ -88,7 +90,7 @@ def overview(request: Request, session: auth.Session, viewer: auth.Viewer) -> Re
     if not total.accepted and not view.filters and not has_events(session, viewer):
         return pages.render(request, "first_run.html", **context)
     shown_in_full = request.query_params.get("all")
-    series = make_series(rows, view)
+    series = make_series(rows, view, _palette(session, viewer, view))
     return pages.render(
         request,
         "overview.html",
@@ -145,23 +147,24 @@ def _rows(session: orm.Session, viewer: access.Principal, view: View) -> list[Cm
     )
 
 
-def make_series(rows: Sequence[CmerRow], view: View) -> Series:
+def _palette(session: orm.Session, viewer: access.Principal, view: View) -> list[str]:
+    """The versions with a colour of their own, by name. Of the whole project, so that a filter changes no colour."""
+    rows = _by(session, viewer, view.cleared(), "model_version")
+    biggest = sorted(rows, key=lambda row: -row.accepted)[:VERSIONS]
+    return sorted(row.group["model_version"] for row in biggest)
+
+
+def make_series(rows: Sequence[CmerRow], view: View, versions: Sequence[str]) -> Series:
     seconds = _bucket(view)[1]
-    volumes = {row.group["model_version"]: 0 for row in rows}
-    for row in rows:
-        volumes[row.group["model_version"]] += row.accepted
-    by_volume = sorted(volumes, key=lambda name: -volumes[name])
-    # Oldest first, so that a version keeps its colour while a newer one arrives.
-    versions = sorted(by_volume[:VERSIONS], key=lambda name: min(r.start for r in rows if r.group["model_version"] == name))
-    others = len(by_volume) > VERSIONS
     width = dt.timedelta(seconds=seconds * _wide(rows, view, seconds))
     bins, start = [], view.start
     while start < view.end:
         end = min(start + width, view.end)
-        bins.append(_bin([row for row in rows if start <= row.start < end], start, end, versions, others))
+        bins.append(_bin([row for row in rows if start <= row.start < end], start, end, versions))
         start = end
-    names = [text.visible(name) or "(none)" for name in versions] + (["others"] if others else [])
-    return Series(bins, names, _markers(rows, versions), int(width.total_seconds()))
+    names = [text.visible(name) or "(none)" for name in versions] + ["others"]
+    legend = [(i, name) for i, name in enumerate(names) if any(one.volumes[i] for one in bins)]
+    return Series(bins, names, legend, _markers(rows, versions, bins), int(width.total_seconds()))
 
 
 def _wide(rows: Sequence[CmerRow], view: View, seconds: int) -> int:
@@ -181,13 +184,9 @@ def _wide(rows: Sequence[CmerRow], view: View, seconds: int) -> int:
     return WIDER[-1]
 
 
-def _bin(
-    rows: Sequence[CmerRow], start: dt.datetime, end: dt.datetime, versions: Sequence[str], others: bool
-) -> charts.Bin:
+def _bin(rows: Sequence[CmerRow], start: dt.datetime, end: dt.datetime, versions: Sequence[str]) -> charts.Bin:
     total = add(rows, start) if rows else None
     by_version = [sum(row.accepted for row in rows if row.group["model_version"] == name) for name in versions]
-    if others:
-        by_version.append(sum(row.accepted for row in rows) - sum(by_version))
     low, high = total.cmer.interval if total else (0.0, 1.0)
     return charts.Bin(
         start=start,
@@ -196,33 +195,34 @@ def _bin(
         flagged=total.flagged if total else 0,
         low=low,
         high=high,
-        volumes=tuple(by_version),
+        volumes=(*by_version, sum(row.accepted for row in rows) - sum(by_version)),
         quartiles=total.sim_quartiles if total else None,
     )
 
 
-def _markers(rows: Sequence[CmerRow], versions: Sequence[str]) -> list[charts.Marker]:
-    """Where a version first shows up after others were already there."""
-    if not rows:
-        return []
-    first, accepted = rows[0].start, sum(row.accepted for row in rows)
+def _markers(rows: Sequence[CmerRow], versions: Sequence[str], bins: Sequence[charts.Bin]) -> list[charts.Marker]:
+    """Where a version first shows up after others were there: the line stands before its first bar, and says when."""
+    first = {name: [row.start for row in rows if row.group["model_version"] == name] for name in versions}
+    accepted = {name: sum(row.accepted for row in rows if row.group["model_version"] == name) for name in versions}
     made = []
-    for name in versions:
-        if sum(row.accepted for row in rows if row.group["model_version"] == name) < WORTH_A_MARK * accepted:
+    for name, starts in first.items():
+        if not starts or min(starts) == rows[0].start or accepted[name] < WORTH_A_MARK * sum(accepted.values()):
             continue
-        at = min(row.start for row in rows if row.group["model_version"] == name)
-        if at > first:
-            made.append(charts.Marker(at, f"{text.shorten(text.visible(name), 24) or '(none)'} starts"))
+        at = max(one.start for one in bins if one.start <= min(starts))
+        called = text.shorten(text.visible(name), 24) or "(none)"
+        made.append(charts.Marker(at, f"{called} from {min(starts):%-d %b %H:%M}"))
     return made
+
+
+def _by(session: orm.Session, viewer: access.Principal, view: View, dimension: str) -> list[CmerRow]:
+    return cmer_series.query(session, viewer.project_id, view.start, view.end, "all", (dimension,), view.chosen)
 
 
 def _table(session: orm.Session, viewer: access.Principal, view: View, dimension: str, in_full: bool) -> Table:
     """All values of the dimension within the rest of the slice, worst first: by the interval's lower end, because
     the rate alone would put one unlucky event of one on top."""
     around = view.widened(dimension)
-    rows = cmer_series.query(
-        session, viewer.project_id, view.start, view.end, "all", (dimension,), around.chosen
-    )
+    rows = _by(session, viewer, around, dimension)
     chosen = view.chosen.get(dimension)
     rows.sort(key=lambda row: (-row.cmer.interval[0] if row.n else 1.0, -(row.cmer.value or 0), -row.accepted))
     kept = rows if in_full else rows[:ROWS]
@@ -261,8 +261,8 @@ def _line(row: CmerRow, dimension: str, around: View, chosen: str | None, top: f
 def _summary(total: CmerRow, view: View) -> str:
     low, high = total.cmer.interval
     return (
-        f"CMER from {view.start:%d %B %H:%M} to {view.end:%d %B %H:%M} UTC: {charts.percent(total.cmer.value)} overall, "
-        f"95 % interval {charts.percent(low)} to {charts.percent(high)}, n {total.n:,}. The table below has every point."
+        f"CMER from {view.start:%d %B %H:%M} to {view.end:%d %B %H:%M} UTC: {charts.percent(total.cmer.value)} overall, 95% "
+        f"interval {charts.percent(low)} to {charts.percent(high)}, n {total.n:,}. The table below has every point."
     )
 
 

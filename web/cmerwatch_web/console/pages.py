@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
@@ -56,7 +56,7 @@ class Page(APIRoute):
     It raises again instead of answering here, so that the session's dependency sees the failure and rolls back.
     """
 
-    def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
 
         async def handle_page(request: Request) -> Response:
@@ -107,7 +107,9 @@ def refuse_foreign_forms(request: Request) -> None:
         ours = {request.headers.get("host", ""), urlsplit(request.app.state.settings.public_url).netloc}
         is_ours = origin is None or urlsplit(origin).netloc in ours
     if not is_ours:
-        raise errors.Forbidden("This form was sent from another site, so it was ignored. Open the console and try again.")
+        raise errors.Forbidden(
+            "This form was sent from another site, so it was ignored. Open the console and try again."
+        )
 
 
 async def _to_sign_in(request: Request, error: Exception) -> Response:

@@ -1,4 +1,4 @@
-"""An output cut into what the checker looked at and what it passed over, and its tokens with their probabilities. Pure."""
+"""An output cut into what was checked and what was passed over, and its tokens with their probabilities. Pure."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ def cut(output: str, claims: Sequence[Mapping[str, Any]]) -> list[Passage]:
     begins where that ends, one outside the text is dropped."""
     made, at = [], 0
     numbered = [
-        (one["start"], one["end"], Claim(i, one["similarity"], one.get("percentile"))) for i, one in enumerate(claims, 1)
+        (one["start"], one["end"], Claim(i, one["similarity"], one.get("percentile")))
+        for i, one in enumerate(claims, 1)
     ]
     for start, end, claim in sorted(numbered, key=lambda found: (found[0], found[1])):
         start, end = max(start, at), min(end, len(output))

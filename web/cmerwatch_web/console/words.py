@@ -1,4 +1,4 @@
-"""What the pages say about a check, in plain sentences. Pure: values in, words out; no more is promised than is known."""
+"""What the pages say about a check, in plain sentences that promise no more than is known. Pure."""
 
 from __future__ import annotations
 
@@ -58,8 +58,12 @@ class Verdict:
 
 _UNJUDGED = {
     "unscorable": Verdict("Not scorable", "quiet", "Nothing in the output can be looked for in a picture."),
-    "invalid_image": Verdict("Picture unreadable", "doubt", "The picture could not be decoded, so nothing was compared."),
-    "model_error": Verdict("Check failed", "doubt", "The checker failed on this event; it is not counted as looked at."),
+    "invalid_image": Verdict(
+        "Picture unreadable", "doubt", "The picture could not be decoded, so nothing was compared."
+    ),
+    "model_error": Verdict(
+        "Check failed", "doubt", "The checker failed on this event; it is not counted as looked at."
+    ),
 }
 
 
@@ -79,7 +83,7 @@ def explain(it: Judged) -> Verdict:
         return Verdict(
             "Calibrating",
             "quiet",
-            "Scored, but not decided: the checker has not yet seen enough matching text and pictures to know what is low.",
+            "Scored, but not decided: the checker has not seen enough matching text yet to know what is low.",
         )
     return _decided(it, it.score, it.sim_threshold, it.conf_threshold)
 
@@ -94,9 +98,13 @@ def _decided(it: Judged, score: float, sim_threshold: float, conf_threshold: flo
         return Verdict("Doubtful", "doubt", f"Not flagged, because the confidence is not known; but {fit} ({below}).")
     if it.low and it.confidence is not None:
         sure = f"confidence {number(it.confidence, conf_threshold)} is not over {number(conf_threshold)}"
-        return Verdict("Not flagged", "quiet", f"{fit[0].upper()}{fit[1:]} ({below}), but the model was not sure ({sure}).")
+        return Verdict(
+            "Not flagged", "quiet", f"{fit[0].upper()}{fit[1:]} ({below}), but the model was not sure ({sure})."
+        )
     above = f"score {number(score, sim_threshold)} is not below {number(sim_threshold)}"
-    return Verdict("Not flagged", "good", f"The picture supports the text about as well as matching text usually is ({above}).")
+    return Verdict(
+        "Not flagged", "good", f"The picture supports the text about as well as matching text usually is ({above})."
+    )
 
 
 def _fit(score: float, n_claims: int) -> str:
