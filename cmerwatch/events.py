@@ -8,7 +8,7 @@ import hashlib
 import json
 import uuid
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import sqlalchemy as sa
@@ -55,8 +55,14 @@ def bucket_of(at: dt.datetime) -> dt.datetime:
 
 
 def body_hash(event: NewEvent) -> bytes:
-    """Of canonical JSON with images as sha256, so inline, multipart and hash-first retries of one event match."""
-    body = {name: getattr(event, name) for name in NewEvent.__dataclass_fields__ if name != "text_sanitized"}
+    """Of canonical JSON with images as sha256, so inline, multipart and hash-first retries of one event match.
+
+    What the event does not say is left out: a release that adds a field must still know the retries of the last one.
+    """
+    said = {f.name: getattr(event, f.name) for f in fields(event) if f.name != "text_sanitized"}
+    body = {name: value for name, value in said.items() if value is not None and value != {}}
+    if event.occurred_at is not None:
+        body["occurred_at"] = event.occurred_at.astimezone(dt.UTC)
     return hashlib.sha256(json.dumps(body, sort_keys=True, default=str, ensure_ascii=True).encode()).digest()
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import io
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import sqlalchemy as sa
+from PIL import Image
 from sqlalchemy import orm
 
 from cmerwatch import access, checks, events, ids, models, policies, reviews, rollups
@@ -31,6 +33,12 @@ def image(session: orm.Session, project_id: uuid.UUID, name: str = "picture") ->
         session.add(models.Image(project_id=project_id, sha256=sha256, size_bytes=1, format="png", width=32, height=32))
         session.flush()
     return sha256
+
+
+def png(width: int = 3, height: int = 2) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height), "red").save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def new_event(*images: str, **fields: Any) -> events.NewEvent:
