@@ -24,7 +24,9 @@ def configure(url: str, *, pool_size: int = 10, statement_timeout_ms: int = 30_0
         url,
         pool_size=pool_size,
         max_overflow=pool_size,
+        pool_timeout=5,  # a busy pool is told to the client with 503, who waits better than we do
         pool_pre_ping=True,
+        hide_parameters=True,  # an error's text must not carry prompts and outputs into a log
         connect_args={
             "connect_timeout": 5,
             "options": f"-c statement_timeout={statement_timeout_ms} "

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import datetime as dt
-import hashlib
-import io
 import json
 import re
-import struct
-import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -18,38 +13,9 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from cmerwatch import settings
+from tests.web.wire import Headers, bomb, encoded, event, inline
 
 Stored = Callable[[], dict[str, int]]
-Headers = dict[str, str]
-
-
-def encoded(kind: str = "PNG", size: tuple[int, int] = (8, 8), mode: str = "RGB", **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    Image.new(mode, size).save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def bomb(width: int, height: int) -> bytes:
-    """Less than a hundred bytes that claim to be any size."""
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b""))]
-    body = b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
-    )
-    return b"\x89PNG\r\n\x1a\n" + body
-
-
-def inline(data: bytes) -> dict[str, str]:
-    return {"data": base64.b64encode(data).decode()}
-
-
-def sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def event(**fields: Any) -> dict[str, Any]:
-    """A good event, with these fields changed; `...` takes one away."""
-    good = {"endpoint": "chat", "images": [inline(encoded())], "output": "A black square."}
-    return {name: value for name, value in (good | fields).items() if value is not ...}
 
 
 def in_minutes(minutes: float) -> str:
@@ -103,7 +69,12 @@ BAD = [
     pytest.param({"metadata": {"a": float("nan")}}, "invalid", "metadata", "NaN", None, id="NaN in metadata"),
     pytest.param({"metadata": [1]}, "invalid", "metadata", "object", None, id="metadata a list"),
     pytest.param(
-        {"metadata": json.loads('{"a":' + "[" * 40 + "]" * 40 + "}")}, "invalid", "metadata", "32", 32, id="deep metadata"
+        {"metadata": json.loads('{"a":' + "[" * 40 + "]" * 40 + "}")},
+        "invalid",
+        "metadata",
+        "32",
+        32,
+        id="deep metadata",
     ),
     pytest.param({"endpiont": "chat"}, "invalid", "endpiont", "not a field", None, id="mistyped field"),
     pytest.param({"images": ...}, "invalid", "images", "is required", None, id="no images"),
@@ -133,7 +104,12 @@ BAD = [
         id="JPEG cut in its header",
     ),
     pytest.param(
-        {"images": [inline(bomb(5001, 5000))]}, "image_refused", "images[0]", "25000000", 25_000_000, id="25+ megapixels"
+        {"images": [inline(bomb(5001, 5000))]},
+        "image_refused",
+        "images[0]",
+        "25000000",
+        25_000_000,
+        id="25+ megapixels",
     ),
     pytest.param(
         {"images": [inline(bomb(16_385, 1))]}, "image_refused", "images[0]", "16384", 16_384, id="too long a side"
@@ -296,7 +272,9 @@ def test_old_events_are_taken_and_marked_late(
 @pytest.mark.parametrize(
     "image",
     [
-        pytest.param(encoded("GIF", mode="P", save_all=True, append_images=[Image.new("P", (8, 8), 1)]), id="moving GIF"),
+        pytest.param(
+            encoded("GIF", mode="P", save_all=True, append_images=[Image.new("P", (8, 8), 1)]), id="moving GIF"
+        ),
         pytest.param(encoded("PNG", mode="I;16"), id="16 bits"),
         pytest.param(encoded("JPEG", mode="CMYK"), id="CMYK"),
         pytest.param(encoded("PNG", mode="RGBA"), id="alpha"),

@@ -11,6 +11,8 @@ from cmerwatch import blobs, db, queue, settings
 from cmerwatch_web import console, errors, security
 from cmerwatch_web.api import cmer, events, health, images
 
+STATEMENT_TIMEOUT_MS = 10_000  # a locked table answers 503 by then, before every thread waits for it
+
 
 def create_app(configuration: settings.Settings | None = None) -> FastAPI:
     """The whole application. It connects to nothing before its start (lifespan)."""
@@ -40,7 +42,7 @@ def create_app(configuration: settings.Settings | None = None) -> FastAPI:
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     configuration: settings.Settings = app.state.settings
-    engine = db.configure(configuration.database_url)
+    engine = db.configure(configuration.database_url, statement_timeout_ms=STATEMENT_TIMEOUT_MS)
     queue.configure(configuration)
     try:
         yield

@@ -93,6 +93,8 @@ def _translated_database(error: sa.exc.SQLAlchemyError) -> errors.CmerwatchError
         return errors.Unavailable("The service is busy; nothing was stored. Retry after the time given.")
     if not isinstance(error, sa.exc.DBAPIError):
         return None
+    if isinstance(error, sa.exc.DataError):  # a NUL in a query, a date beyond Postgres': the asker's to mend
+        return errors.Invalid("A value in this request is one that the database cannot hold.")
     state = getattr(error.orig, "sqlstate", None)
     if state == "53100":
         return errors.StorageFull()

@@ -127,7 +127,7 @@ def find_events(
     require_one_of("outcome", outcome, shapes.OUTCOMES)
     require_one_of("state", state, event_views.STATES)
     wanted = event_views.EventFilter(
-        event_key=event_id,
+        event_key=bodies.cleaned(event_id)[0],
         dimensions=dimensions(request),
         flagged=flagged,
         outcome=outcome,
