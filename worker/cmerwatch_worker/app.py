@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 
 import celery
 import sqlalchemy as sa
 from celery import signals
+from celery.exceptions import SecurityWarning
 
 from cmerwatch import blobs, db, errors, migrate, queue
 from cmerwatch import settings as settings_module
@@ -25,12 +28,14 @@ from cmerwatch_worker.tasks import Checking
 log = logging.getLogger(__name__)
 
 DATABASE_SECONDS = 60.0  # a database that starts beside us may take this long
+RESTART_SECONDS = 1.0
 CONNECTIONS = 4  # drain, prepare, leases, poll
 
 
 def main() -> int:
     """Run until SIGTERM or SIGINT; 2 when the start was refused, with the reason in one line."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
         settings = settings_module.current()
         checker = load_checker(settings)
@@ -96,20 +101,28 @@ def running(settings: Settings, checker: Checker, engine: sa.Engine) -> Iterator
 
 
 def consume(settings: Settings, checking: Checking) -> None:
-    """Wait for hints in this thread until a signal ends it. A broker that is away is waited for; polling goes on."""
-    app = make_app(settings, checking)
+    """Wait for hints in this thread until a signal ends it.
+
+    A broker that is away is waited for. A message that no client can parse breaks the whole consumer (kombu reads
+    it before any of our code), so it is built again; polling goes on all the while.
+    """
     signals.worker_shutting_down.connect(lambda **_: checking.stop(), weak=False)
-    worker = app.Worker(
-        pool="solo",  # a GPU survives no fork
-        concurrency=1,
-        queues=list(queue.STAGES),
-        hostname=f"cmerwatch-{os.getpid()}@%h",
-        loglevel="WARNING",
-        without_gossip=True,
-        without_mingle=True,
-        without_heartbeat=True,
-    )
-    worker.start()
+    # It warns of root because of pickle, which is not accepted here.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
+    while not checking.is_stopping:
+        worker = make_app(settings, checking).Worker(
+            pool="solo",  # a GPU survives no fork
+            concurrency=1,
+            queues=list(queue.STAGES),
+            hostname=f"cmerwatch-{os.getpid()}@{socket.gethostname()}",
+            loglevel="WARNING",
+            quiet=True,
+            without_gossip=True,
+            without_mingle=True,
+            without_heartbeat=True,
+        )
+        worker.start()
+        checking.wait_stopping(RESTART_SECONDS)
 
 
 def make_app(settings: Settings, checking: Checking) -> celery.Celery:

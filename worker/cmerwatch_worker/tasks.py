@@ -84,6 +84,13 @@ class Checking:
         """Let the batch in hand finish and begin no other. Safe in a signal handler."""
         self._stopping.set()
 
+    @property
+    def is_stopping(self) -> bool:
+        return self._stopping.is_set()
+
+    def wait_stopping(self, seconds: float) -> None:
+        self._stopping.wait(seconds)
+
     def close(self) -> None:
         """After stop(): waits for the drain under way, then ends threads and decode processes."""
         self._stopping.set()

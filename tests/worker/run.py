@@ -1,0 +1,30 @@
+"""The real worker process with the tests' tiny checker registered as `colours:test`, and a way to die on purpose."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from cmerwatch_worker import app, checkers, runtime
+from tests.worker.colours import Colours, frozen
+
+checkers.CHECKERS["colours"] = lambda rest: Colours(frozen())
+
+
+def die_over(poison: str) -> None:
+    """SIGKILL ourselves when an output contains `poison`, as the kernel does to a process that eats its memory."""
+    check = runtime.Runtime.check
+
+    def fatal(self: runtime.Runtime, prepared: runtime.Prepared) -> runtime.Checked:
+        if any(poison in event.output for event in prepared.events):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return check(self, prepared)
+
+    runtime.Runtime.check = fatal  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    if poison := os.environ.get("TEST_POISON"):
+        die_over(poison)
+    sys.exit(app.main())
