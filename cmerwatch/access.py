@@ -101,6 +101,8 @@ def create_key(
         raise errors.Invalid(f"scopes must be among {', '.join(SCOPES)}; got {list(scopes)}", field="scopes")
     if "review" in scopes and user_id is None:
         raise errors.Invalid("a key with the scope review acts as one named user; name the user", field="user")
+    if user_id is not None and session.get(models.Membership, (project_id, user_id)) is None:
+        raise errors.Invalid("the user a key acts as must be a member of its project; add them first", field="user")
     public, secret = _random(8), _random(32)
     session.add(
         models.ApiKey(
@@ -121,15 +123,17 @@ def principal_of_key(session: orm.Session, authorization: str | None) -> Princip
     """The principal of an `Authorization: Bearer` header. Raises Unauthenticated; says nothing about why."""
     public, secret = _split(authorization)
     row = session.execute(
-        sa.select(models.ApiKey, models.Project.slug)
+        sa.select(models.ApiKey, models.Project.slug, models.User.disabled_at)
         .join(models.Project, models.Project.id == models.ApiKey.project_id)
+        .outerjoin(models.User, models.User.id == models.ApiKey.user_id)
         .where(models.ApiKey.id == public)
     ).first()
     now = dt.datetime.now(dt.UTC)
     if row is None or not hmac.compare_digest(row.ApiKey.secret_hash, _pepper(secret)):
         raise errors.Unauthenticated("This API key is not known. Send a valid one as `Authorization: Bearer <key>`.")
     key = row.ApiKey
-    if key.revoked_at is not None or (key.expires_at is not None and key.expires_at <= now):
+    is_over = key.expires_at is not None and key.expires_at <= now
+    if key.revoked_at is not None or row.disabled_at is not None or is_over:
         raise errors.Unauthenticated("This API key was revoked or has expired. Ask for a new one.")
     return Principal(key.project_id, row.slug, f"key:{key.id}", frozenset(key.scopes), key.user_id)
 
@@ -196,15 +200,21 @@ def hash_password(password: str) -> str:
         raise errors.Invalid(
             f"password has {len(password)} characters; use {MIN_PASSWORD} to {MAX_PASSWORD}", field="password"
         )
-    return _hasher.hash(password)
+    return _hasher.hash(_bytes(password))
+
+
+def _bytes(text: str) -> bytes:
+    """A form may hold halves of surrogate pairs, which plain UTF-8 refuses."""
+    return text.encode("utf-8", "surrogatepass")
 
 
 def verify_password(session: orm.Session, login: str, password: str) -> models.User:
     """Raises the same Unauthenticated, after the same work, for a wrong password and for an unknown login."""
-    user = session.scalar(sa.select(models.User).where(models.User.login == login, models.User.disabled_at.is_(None)))
-    known = user is not None and user.password_hash is not None
+    named = login.encode("utf-8", "replace").decode().replace("\0", "?")  # what Postgres cannot hold is nobody's login
+    user = session.scalar(sa.select(models.User).where(models.User.login == named, models.User.disabled_at.is_(None)))
+    known = user is not None and user.password_hash is not None and len(password) <= MAX_PASSWORD and named == login
     try:
-        _hasher.verify(user.password_hash if user and user.password_hash else _NOBODY, password[:MAX_PASSWORD])
+        _hasher.verify(user.password_hash if user and user.password_hash else _NOBODY, _bytes(password[:MAX_PASSWORD]))
     except argon2.exceptions.VerificationError:
         known = False
     if user is None or not known:

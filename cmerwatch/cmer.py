@@ -26,10 +26,12 @@ class Rate:
 
 
 def cosine(a: Sequence[float], b: Sequence[float]) -> float:
-    """Cosine of two vectors of equal length; raises ValueError for unequal lengths or a zero vector."""
+    """Cosine of two vectors of equal length; raises ValueError for unequal lengths, a zero vector, NaN or infinity."""
     if len(a) != len(b):
         raise ValueError(f"the embeddings have {len(a)} and {len(b)} dimensions; they must come from one checker")
-    norm = math.sqrt(math.fsum(float(x) * float(x) for x in a)) * math.sqrt(math.fsum(float(x) * float(x) for x in b))
+    norm = math.hypot(*map(float, a)) * math.hypot(*map(float, b))
+    if not math.isfinite(norm):
+        raise ValueError("an embedding is not finite; its checker failed on this input")
     if norm == 0:
         raise ValueError("an embedding is all zeros; it has no direction")
     return math.fsum(float(x) * float(y) for x, y in zip(a, b, strict=True)) / norm
@@ -45,7 +47,7 @@ def cross_modal_error_rate(
     """The legacy fixed-cosine CMER (attributed to Skywork): high confidence and low cosine, over known confidences.
 
     image_emb, text_emb: (n, d) embeddings of CLIP-type checkers; a fixed cosine means nothing for models with a
-    logit bias. confidence: n values in [0, 1], None where unknown (left out). None when nothing is left to count.
+    logit bias. confidence: n values in [0, 1], None or NaN where unknown (left out). None when nothing is left to count.
     """
     if not len(image_emb) == len(text_emb) == len(confidence):
         raise ValueError(
@@ -55,6 +57,6 @@ def cross_modal_error_rate(
     known = [
         (c > conf_threshold and cosine(image, text) < sim_threshold)
         for image, text, c in zip(image_emb, text_emb, confidence, strict=True)
-        if c is not None
+        if c is not None and not math.isnan(c)
     ]
     return sum(known) / len(known) if known else None

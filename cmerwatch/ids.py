@@ -6,21 +6,26 @@ import datetime as dt
 import os
 import uuid
 
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+
 
 def uuid7(at: dt.datetime | None = None) -> uuid.UUID:
     """A random UUIDv7 for `at` (default now). RFC 9562: 48-bit ms, version, 12 bits, variant, 62 bits."""
-    moment = at or dt.datetime.now(dt.UTC)
-    milliseconds = int(moment.timestamp() * 1000)
     random = int.from_bytes(os.urandom(10))
-    value = (milliseconds & (2**48 - 1)) << 80 | 0x7 << 76 | (random >> 68) << 64 | 0b10 << 62
+    value = _milliseconds(at or dt.datetime.now(dt.UTC)) << 80 | 0x7 << 76 | (random >> 68) << 64 | 0b10 << 62
     return uuid.UUID(int=value | (random & (2**62 - 1)))
 
 
 def first(at: dt.datetime) -> uuid.UUID:
     """The smallest UUIDv7 of a millisecond: a partition bound or the end of a keyset page."""
-    return uuid.UUID(int=(int(at.timestamp() * 1000) & (2**48 - 1)) << 80 | 0x7 << 76 | 0b10 << 62)
+    return uuid.UUID(int=_milliseconds(at) << 80 | 0x7 << 76 | 0b10 << 62)
 
 
 def moment(value: uuid.UUID) -> dt.datetime:
     """The millisecond an id was made."""
-    return dt.datetime.fromtimestamp((value.int >> 80) / 1000, dt.UTC)
+    return _EPOCH + dt.timedelta(milliseconds=value.int >> 80)
+
+
+def _milliseconds(at: dt.datetime) -> int:
+    """In whole numbers: `timestamp() * 1000` is a float that falls into the millisecond before for one in a few."""
+    return ((at - _EPOCH) // dt.timedelta(milliseconds=1)) & (2**48 - 1)

@@ -86,7 +86,7 @@ class ApiKey(Base):
 
 
 class AuditEntry(Base):
-    """Append-only; a trigger refuses UPDATE and DELETE. Never holds prompts, outputs, keys or links."""
+    """Append-only; a trigger refuses UPDATE, DELETE and TRUNCATE. Never holds prompts, outputs, keys or links."""
 
     __tablename__ = "audit_log"
 
