@@ -62,3 +62,18 @@ def stored(session: orm.Session, tmp_path: Path) -> Iterator[Callable[[], dict[s
         return counts | {"blobs": len(files)}
 
     return count
+
+
+@pytest.fixture
+def user(session: orm.Session, project: models.Project) -> models.User:
+    made = access.create_user(session, project.id, "ada", "Ada", "viewer", password="correct horse battery")
+    session.commit()
+    return made
+
+
+@pytest.fixture
+def console(app: fastapi.FastAPI, session: orm.Session, user: models.User) -> TestClient:
+    """A browser in which `user` is signed in; it does not follow redirects."""
+    cookie = access.open_console_session(session, user.id)
+    session.commit()
+    return TestClient(app, raise_server_exceptions=False, follow_redirects=False, cookies={"cmw": cookie})

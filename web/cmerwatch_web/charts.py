@@ -351,10 +351,11 @@ def _of(value: float, top: float) -> str:
 
 
 def _at(moment: dt.datetime, bins: Sequence[Bin]) -> float | None:
-    """Where a moment lies, in percent of the width; None outside."""
-    if not bins or not bins[0].start <= moment <= bins[-1].end:
-        return None
-    return 100 * ((moment - bins[0].start) / (bins[-1].end - bins[0].start))
+    """Where a moment lies, in percent of the width; None outside. Bins are drawn equally wide, even a shorter last."""
+    for i, one in enumerate(bins):
+        if one.start <= moment < one.end:
+            return 100 * (i + (moment - one.start) / (one.end - one.start)) / len(bins)
+    return None
 
 
 def _markup(element: ET.Element) -> markupsafe.Markup:

@@ -151,7 +151,7 @@ def _palette(session: orm.Session, viewer: access.Principal, view: View) -> list
     """The versions with a colour of their own, by name. Of the whole project, so that a filter changes no colour."""
     rows = _by(session, viewer, view.cleared(), "model_version")
     biggest = sorted(rows, key=lambda row: -row.accepted)[:VERSIONS]
-    return sorted(row.group["model_version"] for row in biggest)
+    return sorted((row.group["model_version"] for row in biggest), key=lambda name: (not name, name))
 
 
 def make_series(rows: Sequence[CmerRow], view: View, versions: Sequence[str]) -> Series:
@@ -261,8 +261,8 @@ def _line(row: CmerRow, dimension: str, around: View, chosen: str | None, top: f
 def _summary(total: CmerRow, view: View) -> str:
     low, high = total.cmer.interval
     return (
-        f"CMER from {view.start:%d %B %H:%M} to {view.end:%d %B %H:%M} UTC: {charts.percent(total.cmer.value)} overall, 95% "
-        f"interval {charts.percent(low)} to {charts.percent(high)}, n {total.n:,}. The table below has every point."
+        f"CMER from {view.start:%d %B %H:%M} to {view.end:%d %B %H:%M} UTC: {charts.percent(total.cmer.value)} overall, "
+        f"95% interval {charts.percent(low)} to {charts.percent(high)}, n {total.n:,}. The table below has every point."
     )
 
 
