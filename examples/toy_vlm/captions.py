@@ -4,11 +4,11 @@ A sentence is always made from a `Claim` and can be parsed back into it, so trut
 """
 
 import random
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeVar
 
+from toy_vlm.grammar import NUMBERS, Claim, Group, parse
 from toy_vlm.scenes import COLOURS, GROUNDS, SHAPES, WORDS, Scene, Thing
 
 T = TypeVar("T")
@@ -18,31 +18,8 @@ PROMPTS = {"identify": "What is this?", "count": "Count the objects.", "describe
 CLAIMED_EDITS = ("object", "colour", "shape", "word", "bars", "tallest")
 BLIND_EDITS = ("count", "digits", "swap", "relation", "shortest", "background")
 
-NUMBERS = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6}
 _NAMES = {n: name for name, n in NUMBERS.items()}
 _OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-
-
-@dataclass(frozen=True)
-class Group:
-    """`n` things of a colour and a shape: n None = at least one; colour or shape None = any."""
-
-    n: int | None = None
-    colour: str | None = None
-    shape: str | None = None
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One statement; every part that is not None must hold. `sign` "" and `bars` 0 say only that there is one."""
-
-    groups: tuple[Group, ...] = ()
-    relation: str | None = None  # of groups[0] to groups[1]
-    sign: str | None = None
-    bars: int | None = None
-    tallest: str | None = None
-    shortest: str | None = None
-    ground: str | None = None
 
 
 # --- truth -----------------------------------------------------------------------------------------------------
@@ -111,7 +88,7 @@ def extreme(scene: Scene, which: str) -> str | None:
 def claims(scene: Scene, rng: random.Random) -> list[Claim]:
     """True claims of a scene: the whole of it first, then parts of it."""
     if scene.word is not None:
-        return [Claim(sign=scene.word), *_ground_claims(scene)]
+        return [Claim(sign=scene.word), Claim(sign=scene.word), Claim(sign=""), *_ground_claims(scene)]
     if scene.bars:
         return _chart_claims(scene)
     groups = _whole(scene, rng)
@@ -189,6 +166,10 @@ def _object_edits(claim: Claim, rng: random.Random) -> list[tuple[str, Claim]]:
 
 def _other_edits(scene: Scene, claim: Claim, rng: random.Random) -> list[tuple[str, Claim]]:
     found: list[tuple[str, Claim]] = []
+    if claim.sign == "":
+        found.append(("object", Claim((Group(None, rng.choice(COLOURS), rng.choice(SHAPES)),))))
+    elif claim.sign is None and rng.random() < 0.1:
+        found.append(("object", Claim(sign="")))
     if claim.sign:
         if claim.sign.isdigit():
             found.append(("digits", replace(claim, sign=str(rng.randrange(100)))))
@@ -233,6 +214,8 @@ def say(claim: Claim, rng: random.Random) -> str:
     """One of many sentences for the claim."""
     if claim.groups:
         sentence = _say_groups(claim, rng)
+    elif claim.sign == "":
+        sentence = rng.choice(_ONE_FRAMES).format(rng.choice(("a sign", "one sign", "1 sign")))
     elif claim.sign is not None:
         sentence = rng.choice(_SIGN_FRAMES).format(rng.choice(("{}", '"{}"')).format(claim.sign))
     elif claim.tallest or claim.shortest or claim.bars:
@@ -252,23 +235,24 @@ def _styled(sentence: str, rng: random.Random) -> str:
 
 
 _SIGN_FRAMES = (
-    "A sign that says {}.", "The sign says {}.", "The sign reads {}.", "A sign reading {}.", "There is a sign that says {}.",
-    "The image shows a sign that says {}.", "This is a sign that says {}.", "A sign with the text {}.", "It says {}.",
+    "A sign that says {}.", "The sign says {}.", "The sign reads {}.", "A sign reading {}.",
+    "There is a sign that says {}.", "The image shows a sign that says {}.",
+    "This is a sign that says {}.", "A sign with the text {}.", "It says {}.",
     "The text reads {}.", "a photo of a sign that says {}", "The word on the sign is {}.", "It is a sign that says {}.",
 )  # fmt: skip
 _CHART_FRAMES = (
     "A bar chart with {} bars.", "The bar chart has {} bars.", "The chart has {} bars.", "There are {} bars.",
-    "The image shows a bar chart with {} bars.", "This is a bar chart with {} bars.", "{} bars.", "It is a bar chart with {} bars.",
-    "a chart of {} bars", "The picture shows {} bars.",
+    "The image shows a bar chart with {} bars.", "This is a bar chart with {} bars.", "{} bars.",
+    "It is a bar chart with {} bars.", "a chart of {} bars", "The picture shows {} bars.",
 )  # fmt: skip
 _ONE_FRAMES = (
     "{}", "{}.", "This is {}.", "It is {}.", "There is {}.", "There is {} in the picture.", "There is {} in the image.",
-    "The image shows {}.", "The picture shows {}.", "The image contains {}.", "a photo of {}", "a picture of {}", "a drawing of {}",
-    "I see {}.", "I can see {}.", "The object is {}.", "{} in the image.",
+    "The image shows {}.", "The picture shows {}.", "The image contains {}.", "a photo of {}", "a picture of {}",
+    "a drawing of {}", "I see {}.", "I can see {}.", "The object is {}.", "{} in the image.",
 )  # fmt: skip
 _MANY_FRAMES = (
-    "{}", "{}.", "There are {}.", "There are {} in the picture.", "The image shows {}.", "The picture shows {}.", "I see {}.",
-    "I count {}.", "a photo of {}", "These are {}.", "The image contains {}.",
+    "{}", "{}.", "There are {}.", "There are {} in the picture.", "The image shows {}.", "The picture shows {}.",
+    "I see {}.", "I count {}.", "a photo of {}", "These are {}.", "The image contains {}.",
 )  # fmt: skip
 
 
@@ -306,7 +290,12 @@ def _say_chart(claim: Claim, rng: random.Random) -> str:
             return f"A bar chart with {number} bars, the tallest bar is {claim.tallest}."
         return rng.choice(_CHART_FRAMES).format(number)
     which, colour = ("tallest", claim.tallest) if claim.tallest else ("shortest", claim.shortest)
-    frames = ("The {w} bar is {c}.", "The {c} bar is the {w}.", "The {w} bar in the chart is {c}.", "a bar chart where the {w} bar is {c}")
+    frames = (
+        "The {w} bar is {c}.",
+        "The {c} bar is the {w}.",
+        "The {w} bar in the chart is {c}.",
+        "a bar chart where the {w} bar is {c}",
+    )
     return rng.choice(frames).format(w=which, c=colour)
 
 
@@ -353,66 +342,3 @@ def _chart_answer(scene: Scene, prompt_type: str) -> str:
     if prompt_type == "identify":
         return f"A bar chart with {_NAMES[number]} bars."
     return f"The image shows a bar chart with {_NAMES[number]} bars. The tallest bar is {extreme(scene, 'tallest')}."
-
-
-# --- parsing ---------------------------------------------------------------------------------------------------------
-
-_NUMBER = "|".join((*NUMBERS, r"\d+"))
-_GROUP = re.compile(
-    rf"something (?P<some>{'|'.join(COLOURS)})"
-    rf"|(?P<objects>{_NUMBER}) objects?\b"
-    rf"|(?:(?P<n>an?|{_NUMBER}) )?(?:(?P<colour>{'|'.join(COLOURS)}) )?(?P<shape>{'|'.join(SHAPES)})(?:es|s)?\b"
-)
-_RELATION = re.compile(r"left of|right of|above|below")
-_SIGN_TEXT = re.compile(r"(?:says|reads|reading|text|word on the sign is) (?P<text>[a-z0-9]+)$")
-_BARS = re.compile(rf"(?P<n>{_NUMBER}) bars")
-_EXTREME = re.compile(rf"(?P<which>tallest|shortest) bar (?:in the chart )?is (?P<a>{'|'.join(COLOURS)})|(?P<b>{'|'.join(COLOURS)}) bar is the (?P<which_b>tallest|shortest)")
-_GROUND = re.compile(rf"(?:on )?an? (?P<a>{'|'.join(GROUNDS)}) background|the background is (?P<b>{'|'.join(GROUNDS)})")
-
-
-def parse(text: str) -> list[Claim]:
-    """The claims of a text, one per sentence. ValueError: a sentence is not of this grammar."""
-    return [_parse_sentence(sentence) for sentence in re.split(r"[.!?]+\s*", text) if sentence.strip()]
-
-
-def _parse_sentence(sentence: str) -> Claim:
-    words = " ".join(re.findall(r"[a-z0-9]+", sentence.lower()))
-    if words.isdigit():
-        return Claim((Group(int(words)),))
-    ground = None
-    if found := _GROUND.search(words):
-        ground = found["a"] or found["b"]
-        words = words[: found.start()] + words[found.end() :]
-    if found := _SIGN_TEXT.search(words.strip()):
-        return Claim(sign=found["text"].upper(), ground=ground)
-    if re.search(r"\bsign\b", words):
-        return Claim(sign="", ground=ground)
-    if re.search(r"\bbars?\b", words):
-        return _parse_chart(words, ground)
-    groups = tuple(_parse_group(found) for found in _GROUP.finditer(words))
-    relation = _RELATION.search(words)
-    if not groups and ground is None:
-        raise ValueError(f"not a sentence about drawn scenes: {sentence!r}")
-    return Claim(groups, relation[0] if relation and len(groups) == 2 else None, ground=ground)
-
-
-def _parse_group(found: re.Match[str]) -> Group:
-    if found["some"]:
-        return Group(colour=found["some"])
-    if found["objects"]:
-        return Group(_number(found["objects"]))
-    n = None if found["n"] in (None, "a", "an") else _number(found["n"])
-    return Group(n, found["colour"], found["shape"])
-
-
-def _parse_chart(words: str, ground: str | None) -> Claim:
-    bars = _BARS.search(words)
-    claim = Claim(bars=_number(bars["n"]) if bars else None, ground=ground)
-    if found := _EXTREME.search(words):
-        which = found["which"] or found["which_b"]
-        return replace(claim, **{which: found["a"] or found["b"]})
-    return claim if bars else replace(claim, bars=0)
-
-
-def _number(word: str) -> int:
-    return NUMBERS.get(word) or int(word)

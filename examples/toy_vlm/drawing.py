@@ -102,7 +102,20 @@ def outline_of(shape: str) -> tuple[Point, ...]:
         return tuple((r * math.cos(t), r * math.sin(t)) for r, t in zip(radii, turns, strict=True))
     if shape == "cross":
         a = 0.32
-        return ((-a, -1), (a, -1), (a, -a), (1, -a), (1, a), (a, a), (a, 1), (-a, 1), (-a, a), (-1, a), (-1, -a), (-a, -a))
+        return (
+            (-a, -1),
+            (a, -1),
+            (a, -a),
+            (1, -a),
+            (1, a),
+            (a, a),
+            (a, 1),
+            (-a, 1),
+            (-a, a),
+            (-1, a),
+            (-1, -a),
+            (-a, -a),
+        )
     raise ValueError(f"no such shape: {shape}")
 
 
@@ -126,9 +139,7 @@ def _sign(rng: random.Random, pen: ImageDraw.ImageDraw, canvas: tuple[int, int],
     pen.text((cx - (x0 + x1) / 2, cy - (y0 + y1) / 2), text, font=font, fill=_ink(rng, ground))
 
 
-def _board(
-    rng: random.Random, pen: ImageDraw.ImageDraw, centre: Point, text: Point, canvas: tuple[int, int]
-) -> RGB:
+def _board(rng: random.Random, pen: ImageDraw.ImageDraw, centre: Point, text: Point, canvas: tuple[int, int]) -> RGB:
     """Draw the sign's board round its text and return the board's colour."""
     pad = rng.uniform(0.1, 0.5) * text[1]
     half_w, half_h = text[0] / 2 + min(pad, canvas[0] * 0.05), text[1] / 2 + pad
@@ -136,7 +147,9 @@ def _board(
     box = (cx - half_w, cy - half_h, cx + half_w, cy + half_h)
     line = max(1, round(min(canvas) * rng.uniform(0.01, 0.03)))
     radius = rng.choice((0.0, half_h * rng.uniform(0.1, 0.6)))
-    pen.rounded_rectangle(box, radius=radius, fill=board, outline=_ink(rng, board) if rng.random() < 0.6 else None, width=line)
+    pen.rounded_rectangle(
+        box, radius=radius, fill=board, outline=_ink(rng, board) if rng.random() < 0.6 else None, width=line
+    )
     return board
 
 

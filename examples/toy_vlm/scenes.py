@@ -41,7 +41,7 @@ _MIN_CONTRAST = 95.0  # Euclidean RGB distance below which a thing is lost on it
 
 @dataclass(frozen=True)
 class Thing:
-    """One drawn object. `x`, `y` are its centre in [0, 1] of the canvas, `size` its side in [0, 1] of the shorter side."""
+    """One drawn object: `x`, `y` its centre in [0, 1] of the canvas, `size` its side in [0, 1] of the shorter side."""
 
     colour: str
     shape: str
@@ -92,7 +92,8 @@ def sample(rng: random.Random, kind: str | None = None) -> Scene:
     kind = kind or rng.choices(KINDS, weights=(30, 25, 15, 15, 15))[0]
     ground, ground_rgb = _ground(rng)
     things: tuple[Thing, ...] = ()
-    word, bars = None, ()
+    word: str | None = None
+    bars: tuple[Bar, ...] = ()
     if kind == "sign":
         word = rng.choice(WORDS) if rng.random() < 0.8 else str(rng.randrange(100))
     elif kind == "bars":

@@ -1,0 +1,113 @@
+"""A checker bundle: a folder that holds everything a checker is, each file named with its sha256."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cmerwatch import errors
+from cmerwatch_worker import reference
+from cmerwatch_worker.checkers import tokenizers
+from cmerwatch_worker.preprocess import Preprocess
+from cmerwatch_worker.reference import Reference
+
+DEMO = Path(__file__).parent / "bundles" / "demo"
+FORMAT = 1
+REQUIRED = ("image.onnx", "text.onnx", "tokenizer.json", "LICENCE.txt")
+OPTIONAL = ("reference.json",)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """manifest.json. `full_context`: the text tower reads every position, so texts are padded to the whole context."""
+
+    model: str
+    weights: str
+    label: str
+    is_demo: bool
+    licence: str
+    preprocess: Preprocess
+    context_length: int
+    embed_dim: int
+    logit_scale: float
+    logit_bias: float | None
+    library_version: str
+    full_context: bool = False
+    files: dict[str, str] = field(default_factory=dict)
+    format: int = FORMAT
+
+    @property
+    def checker_id(self) -> str:
+        return f"{self.model}:{self.weights}:{self.preprocess.hash}:{self.library_version}"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle. `image` and `text` are the ONNX models' bytes: what was hashed is what runs."""
+
+    manifest: Manifest
+    tokenizer: tokenizers.Tokenizer
+    reference: Reference | None
+    image: bytes
+    text: bytes
+
+
+def load(folder: Path) -> Bundle:
+    """Read and verify a bundle. errors.StartRefused names the file that is missing, differs or cannot be read."""
+    manifest = read_manifest(folder)
+    held = {name: _verified(folder, name, manifest.files[name]) for name in manifest.files}
+    try:
+        tokenizer = tokenizers.from_json(json.loads(held["tokenizer.json"]))
+        frozen = reference.from_json(json.loads(held["reference.json"])) if "reference.json" in held else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise errors.StartRefused(f"checker bundle {folder}: {error}") from error
+    if tokenizer.context_length != manifest.context_length:
+        raise errors.StartRefused(f"checker bundle {folder}: tokenizer.json and manifest.json differ in context_length")
+    return Bundle(manifest, tokenizer, frozen, held["image.onnx"], held["text.onnx"])
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read manifest.json alone. errors.StartRefused when it is missing, of another format or incomplete."""
+    path = folder / "manifest.json"
+    try:
+        data = json.loads(path.read_text())
+        if data["format"] != FORMAT:
+            raise errors.StartRefused(
+                f"{path} has format {data['format']}, this version reads {FORMAT}; export the bundle again"
+            )
+        manifest = Manifest(**{**data, "preprocess": Preprocess(**data["preprocess"])})
+    except FileNotFoundError:
+        raise errors.StartRefused(f"{folder} is no checker bundle: it has no manifest.json") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise errors.StartRefused(f"{path} cannot be read: {error}") from error
+    if missing := [name for name in REQUIRED if name not in manifest.files]:
+        raise errors.StartRefused(f"{path} does not list {', '.join(missing)}")
+    if strange := [name for name in manifest.files if name not in REQUIRED + OPTIONAL]:
+        raise errors.StartRefused(f"{path} lists files a bundle does not have: {', '.join(strange)}")
+    return manifest
+
+
+def _verified(folder: Path, name: str, wanted: str) -> bytes:
+    try:
+        held = (folder / name).read_bytes()
+    except OSError as error:
+        raise errors.StartRefused(f"checker bundle {folder}: {name} cannot be read ({error.strerror})") from error
+    if hashlib.sha256(held).hexdigest() != wanted:
+        raise errors.StartRefused(
+            f"checker bundle {folder}: {name} is not the file its manifest names; copy the bundle again"
+        )
+    return held
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """Hash the files that lie in `folder` and write its manifest.json; returns the manifest with the hashes."""
+    names = [name for name in REQUIRED + OPTIONAL if (folder / name).exists()]
+    hashes = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+    complete = Manifest(**{**_fields(manifest), "files": hashes})
+    (folder / "manifest.json").write_text(json.dumps(asdict(complete), indent=1) + "\n")
+    return complete
+
+
+def _fields(manifest: Manifest) -> dict[str, Any]:
+    return {name: getattr(manifest, name) for name in Manifest.__dataclass_fields__}
