@@ -141,13 +141,13 @@ class Client:
                 return True
             if self._sender is None or sys.is_finalizing():
                 return False
-            thread = threading.Thread(target=self._sender.run, name="cmerwatch", daemon=True)
+            self._thread = threading.Thread(target=self._sender.run, name="cmerwatch", daemon=True)
             try:
-                thread.start()
+                self._thread.start()
             except RuntimeError as error:  # Python starts no threads while it shuts down, nor over the ulimit
                 self._counts.warn("thread", "cmerwatch: the sending thread could not start: %s", error)
+                self._thread = None
                 return False
-            self._thread = thread
             return True
 
     def _own_process(self) -> None:

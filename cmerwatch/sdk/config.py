@@ -77,7 +77,9 @@ def _transport(api_key: str | None, server_url: str | None, options: Options) ->
     if not key:
         log.warning("cmerwatch: no api key (init(api_key=...) or CMERWATCH_API_KEY); nothing is recorded")
         return None
-    from cmerwatch.sdk import http  # ssl and http.client take 20 ms to load: paid by init(), not by the import
+    # ssl and http.client take 20 ms to load: paid by init(), not by the import. Nor later by the sending thread: a
+    # fork in the middle of a thread's import leaves the child a module lock that nobody will ever release.
+    from cmerwatch.sdk import http
 
     url = server_url or os.environ.get("CMERWATCH_SERVER_URL") or DEFAULT_SERVER_URL
     try:

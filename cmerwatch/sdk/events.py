@@ -1,5 +1,6 @@
 """An event: what the app handed over, what `before_send` sees, and the JSON that travels."""
 
+import codecs
 import json
 import math
 import os
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, TypedDict
 
+codecs.lookup("utf-16-le")  # loaded now: the sending thread must import nothing, see config._transport
 MAX_IMAGES = 16
 MAX_EVENT_ID = 128
 

@@ -1,6 +1,7 @@
 """One keep-alive HTTP connection, used by one thread."""
 
 import email.utils
+import encodings.idna  # noqa: F401  (loaded by the first connect otherwise; see config._transport)
 import http.client
 import json
 import os

@@ -93,10 +93,12 @@ class Pending:
             self._changed.notify_all()
         self._counts.drop("queue_full", len(victims))
 
-    def settle(self, item: Item) -> None:
+    def settle(self, item: Item) -> bool:
+        """False when it was settled before."""
         with self._changed:
-            self._forget(item)
+            was_open = self._forget(item)
             self._changed.notify_all()
+            return was_open
 
     def rest(self, seconds: float, until_flush: bool) -> None:
         """Wait before the next try. Being abandoned always ends it, a flush only when `until_flush`."""
@@ -159,9 +161,11 @@ class Pending:
             self._forget(victims[-1])
         return victims  # freed by the caller after the lock: unmapping megabytes takes a while
 
-    def _forget(self, item: Item) -> None:
-        if self._open.pop(item.seq, None) is not None:
-            self._bytes -= item.size
+    def _forget(self, item: Item) -> bool:
+        if self._open.pop(item.seq, None) is None:
+            return False
+        self._bytes -= item.size
+        return True
 
     def _oldest(self) -> int:
         return next(iter(self._open), self._last_seq + 1)

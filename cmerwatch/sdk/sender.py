@@ -64,7 +64,7 @@ class Sender:
                 self._deliver(batch)
             except Exception as error:  # a bug here must not end the thread, nor try the same events for ever
                 self.crash = error
-                for item in {id(item): item for item in [first, *batch]}.values():
+                for item in batch:
                     self._drop(item, "internal", type(error).__name__)
         self._transport.close()
 
@@ -96,6 +96,10 @@ class Sender:
             return None
         except _Withheld as error:
             self._drop(item, error.reason, str(error))
+            return None
+        except Exception as error:  # the app's own objects may raise anything when they are read
+            self.crash = error
+            self._drop(item, "internal", type(error).__name__)
             return None
         item.fields = {}  # the picture as the app gave it may go
         self._pending.resize(item, _upload_size(item.prepared) + 1000)  # 1000: the objects around it
@@ -201,8 +205,8 @@ class Sender:
         self._pending.abandon("unauthorized")
 
     def _drop(self, item: Item, reason: str, detail: str = "") -> None:
-        self._counts.drop(reason, detail=detail)
-        self._pending.settle(item)
+        if self._pending.settle(item):
+            self._counts.drop(reason, detail=detail)
 
 
 def _build(item: Item) -> Event:
