@@ -129,11 +129,11 @@ def query(
 
 def _require_known(bucket: str, group_by: Sequence[str], filters: Mapping[str, str]) -> None:
     if bucket not in WIDTHS:
-        raise errors.Invalid(f"bucket is {bucket!r}; it must be one of 5m, 1h, 1d", field="bucket")
+        raise errors.Invalid(f"bucket is {bucket!r}; it must be one of 5m, 1h, 1d.", field="bucket")
     for field, names in (("group_by", group_by), ("filter", filters)):
         for name in names:
             if name not in DIMENSIONS:
-                raise errors.Invalid(f"{name!r} is not a dimension; they are {', '.join(DIMENSIONS)}", field=field)
+                raise errors.Invalid(f"{name!r} is not a dimension; they are {', '.join(DIMENSIONS)}.", field=field)
 
 
 def floor(at: dt.datetime, seconds: int) -> dt.datetime:

@@ -96,7 +96,7 @@ def ingest_many(
             return _ingest_together(session, project_id, batch, coming, received_at)
     except sa.exc.DataError:
         if len(batch) == 1:
-            return [errors.Invalid("the event holds a value that the database cannot store")]
+            return [errors.Invalid("the event holds a value that the database cannot store.")]
     # One event holds what the database cannot: each on its own, so that it harms none of its neighbours.
     one_by_one: list[Ingested | errors.CmerwatchError] = []
     for event in batch:
@@ -115,7 +115,7 @@ def _ingest_alone(
         with session.begin_nested():
             return _ingest_together(session, project_id, [event], coming, received_at)
     except sa.exc.DataError:
-        return [errors.Invalid("the event holds a value that the database cannot store")]
+        return [errors.Invalid("the event holds a value that the database cannot store.")]
 
 
 def _ingest_together(
@@ -200,7 +200,7 @@ def _recognise(
         if known.body_hash == body_hash(event):
             return Ingested(known.event_id, "duplicate")
         return errors.Conflict(
-            "event_id was already used for an event with another body; send a new event_id for a new event",
+            "event_id was already used for an event with another body; send a new event_id for a new event.",
             field="event_id",
             id=str(known.event_id),
         )
@@ -209,7 +209,7 @@ def _recognise(
         return errors.Unavailable("This event met a change of the same id or image; nothing was stored. Retry it.")
     return errors.ImageUnknown(
         f"images names sha256 {missing[0]}, which this project has not uploaded; "
-        f"PUT /v1/images/{missing[0]} first or send the bytes with the event",
+        f"PUT /v1/images/{missing[0]} first or send the bytes with the event.",
         field="images",
         missing=missing,
     )
