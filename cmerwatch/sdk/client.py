@@ -183,14 +183,17 @@ class Client:
 
 def _weigh(given: Mapping[str, Any]) -> int:
     """Bytes of memory the event keeps alive while it waits; O(1) in all of them."""
-    images = given["images"] if "images" in given else (given["image"],)
-    size = EVENT_OVERHEAD_BYTES + sum(map(media.weigh, images))
-    size += sys.getsizeof(given["output"]) + sys.getsizeof(given.get("prompt"))
-    for name, each in (("logprobs", 32), ("tokens", 64)):  # a float and its slot; a short str and its slot
-        values = given.get(name)
-        if values is not None and hasattr(values, "__len__"):
-            size += each * len(values)
+    size = EVENT_OVERHEAD_BYTES + sys.getsizeof(given["output"]) + sys.getsizeof(given.get("prompt"))
+    size += media.weigh(given["image"]) if "image" in given else sum(map(media.weigh, given["images"]))
+    if "logprobs" in given:
+        size += 32 * _length(given["logprobs"])  # a float and its slot in the list
+    if "tokens" in given:
+        size += 64 * _length(given["tokens"])  # a short string and its slot
     return size
+
+
+def _length(values: Any) -> int:
+    return len(values) if hasattr(values, "__len__") else 0
 
 
 _live: set[Client] = set()

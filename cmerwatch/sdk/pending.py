@@ -93,12 +93,13 @@ class Pending:
             self._changed.notify_all()
         self._counts.drop("queue_full", len(victims))
 
-    def settle(self, item: Item) -> bool:
-        """False when it was settled before."""
+    def holds(self, item: Item) -> bool:
+        return item.seq in self._open
+
+    def settle(self, item: Item) -> None:
         with self._changed:
-            was_open = self._forget(item)
+            self._forget(item)
             self._changed.notify_all()
-            return was_open
 
     def rest(self, seconds: float, until_flush: bool) -> None:
         """Wait before the next try. Being abandoned always ends it, a flush only when `until_flush`."""
@@ -137,9 +138,8 @@ class Pending:
         with self._changed:
             self.closed = True
             self._abandoned = reason
-            victims = self._clear()
+            self._counts.drop(reason, len(self._clear()))  # before a waiting flush wakes and looks at the counts
             self._changed.notify_all()
-        self._counts.drop(reason, len(victims))
 
     @property
     def load(self) -> tuple[int, int]:
@@ -161,11 +161,9 @@ class Pending:
             self._forget(victims[-1])
         return victims  # freed by the caller after the lock: unmapping megabytes takes a while
 
-    def _forget(self, item: Item) -> bool:
-        if self._open.pop(item.seq, None) is None:
-            return False
-        self._bytes -= item.size
-        return True
+    def _forget(self, item: Item) -> None:
+        if self._open.pop(item.seq, None) is not None:
+            self._bytes -= item.size
 
     def _oldest(self) -> int:
         return next(iter(self._open), self._last_seq + 1)

@@ -205,8 +205,9 @@ class Sender:
         self._pending.abandon("unauthorized")
 
     def _drop(self, item: Item, reason: str, detail: str = "") -> None:
-        if self._pending.settle(item):
-            self._counts.drop(reason, detail=detail)
+        if self._pending.holds(item):  # a crash may have come after the answer to this one
+            self._counts.drop(reason, detail=detail)  # before settling: whoever flushed looks at the counts next
+            self._pending.settle(item)
 
 
 def _build(item: Item) -> Event:
