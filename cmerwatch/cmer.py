@@ -47,7 +47,8 @@ def cross_modal_error_rate(
     """The legacy fixed-cosine CMER (attributed to Skywork): high confidence and low cosine, over known confidences.
 
     image_emb, text_emb: (n, d) embeddings of CLIP-type checkers; a fixed cosine means nothing for models with a
-    logit bias. confidence: n values in [0, 1], None or NaN where unknown (left out). None when nothing is left to count.
+    logit bias. confidence: n values in [0, 1], None or NaN where unknown (left out).
+    Returns None when nothing is left to count.
     """
     if not len(image_emb) == len(text_emb) == len(confidence):
         raise ValueError(

@@ -59,14 +59,18 @@ _HOURS = sa.text(
 
 
 def hours(session: orm.Session, project_id: uuid.UUID, start: dt.datetime, end: dt.datetime) -> list[LedgerRow]:
-    """One row per hour that has anything; start and end are widened to whole hours."""
-    start = start.replace(minute=0, second=0, microsecond=0)
-    if end != end.replace(minute=0, second=0, microsecond=0):
-        end = end.replace(minute=0, second=0, microsecond=0) + dt.timedelta(hours=1)
+    """One row per hour that has anything; start and end are widened to whole UTC hours."""
+    start, whole = _hour(start), _hour(end)
+    end = whole if whole == end else whole + dt.timedelta(hours=1)
     values = {"project": project_id, "start": start, "end": end, "low": ids.first(start), "high": ids.first(end)}
     return [
         LedgerRow(row.hour, *(int(getattr(row, name)) for name in COUNTS)) for row in session.execute(_HOURS, values)
     ]
+
+
+def _hour(at: dt.datetime) -> dt.datetime:
+    """Start of the UTC hour: in a zone half an hour off, the local one would cut a bucket in two."""
+    return at.astimezone(dt.UTC).replace(minute=0, second=0, microsecond=0)
 
 
 def totals(rows: Sequence[LedgerRow]) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """Day partitions of the tables split on UUIDv7 ids: made ahead, counted, never by a migration.
 
-The one place in the core that commits: partition DDL runs on its own autocommit connection, because inside a
-caller's transaction it would hold its lock on the parent until that transaction ends.
+The one place in the core that commits: partition DDL runs on its own connection, because inside a caller's
+transaction it would hold its lock on the parent until that transaction ends.
 """
 
 from __future__ import annotations
@@ -18,19 +18,13 @@ AHEAD_DAYS = 8
 
 def ensure(engine: sa.Engine, first: dt.date, last: dt.date) -> int:
     """Make the partitions of each UTC day in [first, last]; returns how many were made. Safe to race and repeat."""
-    made = 0
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(sa.text("SET lock_timeout = '10s'"))
-        connection.execute(sa.text("SELECT pg_advisory_lock(7263046)"))
-        try:
-            existing = _existing(connection)
-            day = first
-            while day <= last:
-                made += _make_day(connection, day, existing)
-                day += dt.timedelta(days=1)
-        finally:
-            connection.execute(sa.text("SELECT pg_advisory_unlock(7263046)"))
-            connection.execute(sa.text("RESET lock_timeout"))
+    made, day = 0, first
+    while day <= last:
+        with engine.begin() as connection:
+            connection.execute(sa.text("SET LOCAL lock_timeout = '10s'"))
+            connection.execute(sa.text("SELECT pg_advisory_xact_lock(7263046)"))
+            made += _make_day(connection, day, _existing(connection))
+        day += dt.timedelta(days=1)
     return made
 
 
@@ -56,8 +50,11 @@ def _make_day(connection: sa.Connection, day: dt.date, existing: set[str]) -> in
         name = _name(table, day)
         if name not in existing:
             # Names come from our own table list and a date, bounds from UUIDs: nothing here is foreign text.
+            # Made apart and attached: CREATE TABLE ... PARTITION OF would lock the parent against every reader, and
+            # behind one slow query of the console all ingest would wait.
+            connection.execute(sa.text(f"CREATE TABLE {name} (LIKE {table} INCLUDING ALL)"))
             connection.execute(
-                sa.text(f"CREATE TABLE {name} PARTITION OF {table} FOR VALUES FROM ('{low}') TO ('{high}')")
+                sa.text(f"ALTER TABLE {table} ATTACH PARTITION {name} FOR VALUES FROM ('{low}') TO ('{high}')")
             )
             made += 1
     return made

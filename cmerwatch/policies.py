@@ -66,7 +66,18 @@ def parse(version: int, rules: Sequence[Mapping[str, Any]]) -> Policy:
 
 
 def _rule(index: int, rule: Mapping[str, Any]) -> Rule:
-    match = rule.get("match") or {}
+    match = rule.get("match", {}) if isinstance(rule, Mapping) else None
+    if not isinstance(match, Mapping) or not all(isinstance(value, str) for value in match.values()):
+        raise errors.Invalid(
+            f'rules[{index}] must be an object whose "match" maps dimensions to text, such as {{"endpoint": "/vqa"}}',
+            field="match",
+        )
+    strange = sorted(set(rule) - {"match", "conf_threshold", "sim_threshold"})
+    if strange:
+        raise errors.Invalid(
+            f"rules[{index}] has the field {strange[0]!r}; a rule has match, conf_threshold and sim_threshold",
+            field=str(strange[0]),
+        )
     unknown = sorted(set(match) - set(DIMENSIONS))
     if unknown:
         raise errors.Invalid(
@@ -74,7 +85,7 @@ def _rule(index: int, rule: Mapping[str, Any]) -> Rule:
         )
     sim = rule.get("sim_threshold", "auto")
     return Rule(
-        match=tuple(sorted((str(k), str(v)) for k, v in match.items())),
+        match=tuple(sorted(match.items())),
         conf_threshold=_share(index, "conf_threshold", rule.get("conf_threshold", DEFAULT_CONF_THRESHOLD)),
         sim_threshold=AUTO_SIM_THRESHOLD if sim == "auto" else _share(index, "sim_threshold", sim),
     )
@@ -82,7 +93,8 @@ def _rule(index: int, rule: Mapping[str, Any]) -> Rule:
 
 def _share(index: int, field: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise errors.Invalid(f"rules[{index}].{field} must be a number from 0 to 1", field=field)
+        word = ' or "auto"' if field == "sim_threshold" else ""
+        raise errors.Invalid(f"rules[{index}].{field} must be a number from 0 to 1{word}", field=field)
     return float(value)
 
 
@@ -98,18 +110,22 @@ def current(session: orm.Session, project_ids: Iterable[uuid.UUID]) -> dict[uuid
 
 
 def create(session: orm.Session, project_id: uuid.UUID, rules: list[dict[str, Any]], created_by: str) -> int:
-    """Append the next version and return its number. Two at once: the primary key lets one win, the other retries."""
+    """Append the next version and return its number. Raises Conflict where another took that number meanwhile."""
     parse(0, rules)
     latest = session.scalar(
         sa.select(sa.func.max(models.PolicyVersion.version)).where(models.PolicyVersion.project_id == project_id)
     )
     version = (latest or 0) + 1
-    session.add(models.PolicyVersion(project_id=project_id, version=version, rules=rules, created_by=created_by))
-    session.flush()
+    row = {"project_id": project_id, "version": version, "rules": rules, "created_by": created_by}
+    made = session.scalar(
+        pg.insert(models.PolicyVersion).values(row).on_conflict_do_nothing().returning(models.PolicyVersion.version)
+    )
+    if made is None:
+        raise errors.Conflict(f"version {version} was saved by someone else meanwhile; look at it, then save again")
     return version
 
 
 def ensure_default(session: orm.Session, project_id: uuid.UUID) -> None:
-    """Version 1: confidence > 0.8 and score < 0.05 (`auto`), for everything."""
-    if not current(session, [project_id]):
-        create(session, project_id, DEFAULT_RULES, "cmerwatch")
+    """Version 1 where there is none: confidence > 0.8 and score < 0.05 (`auto`), for everything. Safe to race."""
+    row = {"project_id": project_id, "version": 1, "rules": DEFAULT_RULES, "created_by": "cmerwatch"}
+    session.execute(pg.insert(models.PolicyVersion).values(row).on_conflict_do_nothing())

@@ -14,6 +14,9 @@ from sqlalchemy import orm
 from cmerwatch import ids
 from cmerwatch.shapes import Decided
 
+# The same for all: were suspicious ones looked at first, an unfinished audit would be no random sample.
+AUDIT_PRIORITY = 0.5
+
 _INSERT = sa.text(
     """
     INSERT INTO review_items
@@ -23,16 +26,17 @@ _INSERT = sa.text(
         policy_version int, kind text, inclusion_probability float8, priority float8, reasons text[])
     ORDER BY project_id, event_id
     ON CONFLICT (project_id, event_id) DO NOTHING
+    RETURNING id
     """
 )
 
 
 def route(session: orm.Session, decided: Sequence[Decided], audit_rate: float) -> int:
-    """Insert the items of these checks, one per event at most; returns how many were routed."""
+    """Insert the items of these checks, one per event at most; returns how many are new."""
     rows = [row for one in decided if (row := _item(one, audit_rate)) is not None]
-    if rows:
-        session.execute(_INSERT, {"rows": json.dumps(rows, default=str)})
-    return len(rows)
+    if not rows:
+        return 0
+    return len(session.execute(_INSERT, {"rows": json.dumps(rows, default=str)}).all())
 
 
 def _item(one: Decided, audit_rate: float) -> dict[str, Any] | None:
@@ -64,12 +68,12 @@ def _row(one: Decided, kind: str, probability: float) -> dict[str, Any]:
         "policy_version": one.decision.policy_version,
         "kind": kind,
         "inclusion_probability": probability,
-        "priority": _priority(one),
+        "priority": AUDIT_PRIORITY if kind == "audit" else _priority(one),
         "reasons": list(result.reasons),
     }
 
 
 def _priority(one: Decided) -> float:
-    """Severity times confidence, in [0, 1]: surest and least supported first. Audit items stay in the middle."""
+    """Severity times confidence, in [0, 1]: surest and least supported first."""
     confidence = one.result.event.confidence
     return (1.0 - (one.result.score or 0.0)) * (0.5 if confidence is None else confidence)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cmerwatch import ids
 
 ZONES = st.sampled_from([dt.timezone(dt.timedelta(minutes=minutes)) for minutes in (-570, 0, 330, 345, 720)])
-MOMENTS = st.datetimes(dt.datetime(1971, 1, 1), dt.datetime(2999, 1, 1), timezones=ZONES)
+MOMENTS = st.datetimes(dt.datetime(1971, 1, 1), dt.datetime(2999, 1, 1), timezones=ZONES)  # noqa: DTZ001
 
 
 def to_ms(at: dt.datetime) -> dt.datetime:

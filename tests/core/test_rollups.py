@@ -1,0 +1,182 @@
+"""Counts are right for each kind of check, add up in any order, and equal a recount from the rows."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import sqlalchemy as sa
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import orm
+
+from cmerwatch import intervals, models, rollups
+from cmerwatch.shapes import Decided, Slice
+from tests import factories
+
+CHECKS = st.builds(
+    factories.decided,
+    score=st.floats(0, 1),
+    similarity=st.floats(-1, 1),
+    is_calibrated=st.booleans(),
+    confidence=st.none() | st.floats(0, 1),
+    is_late=st.booleans(),
+    outcome=st.sampled_from(["scored", "scored", "unscorable", "invalid_image", "model_error"]),
+    slice=st.sampled_from([Slice("/a"), Slice("/b"), Slice("/a", customer="c")]),
+)
+
+
+def counted(*checks: Decided) -> dict[str, int]:
+    """What is not 0."""
+    [one] = rollups.tally(checks).values()
+    return {name: value for name, value in one.counts.items() if value}
+
+
+def plain(tallies: dict[rollups.Key, rollups.Tally]) -> dict[rollups.Key, object]:
+    return {key: (one.counts, one.sim_hist, one.score_hist) for key, one in tallies.items()}
+
+
+# One check
+
+
+def test_sure_and_low_is_flagged() -> None:
+    assert counted(factories.decided(0.01)) == {"scored": 1, "n": 1, "flagged": 1, "low": 1}
+
+
+def test_sure_and_high_counts_in_n_only() -> None:
+    assert counted(factories.decided(0.5)) == {"scored": 1, "n": 1}
+
+
+def test_unsure_and_low_is_low_and_not_flagged() -> None:
+    assert counted(factories.decided(0.01, confidence=0.5)) == {"scored": 1, "n": 1, "low": 1}
+
+
+def test_an_unknown_confidence_counts_in_uer_only() -> None:
+    assert counted(factories.decided(0.01, confidence=None)) == {"scored": 1, "low": 1, "low_unconfirmed": 1}
+    assert counted(factories.decided(0.5, confidence=None)) == {"scored": 1}
+
+
+def test_both_thresholds_are_strict() -> None:
+    assert "flagged" not in counted(factories.decided(0.05))
+    assert "flagged" not in counted(factories.decided(0.01, confidence=0.8))
+    assert "flagged" in counted(factories.decided(0.0499999, confidence=0.8000001))
+
+
+def test_while_calibrating_a_check_is_scored_and_undecided() -> None:
+    assert counted(factories.decided(None, is_calibrated=False)) == {"scored": 1, "undecided": 1}
+
+
+def test_what_was_not_scored_is_counted_apart() -> None:
+    for outcome in ("unscorable", "invalid_image", "model_error"):
+        assert counted(factories.decided(outcome=outcome)) == {outcome: 1}
+
+
+def test_late_events_are_counted_and_marked() -> None:
+    late = {"late_scored": 1, "late_n": 1, "late_flagged": 1}
+    assert counted(factories.decided(0.01, is_late=True)) == {"scored": 1, "n": 1, "flagged": 1, "low": 1} | late
+
+
+def test_only_gated_events_are_in_the_histogram_of_scores() -> None:
+    """CMER at any other score threshold is read from it, for the confidence threshold in force."""
+    [one] = rollups.tally(
+        [factories.decided(0.015), factories.decided(0.015, confidence=0.5), factories.decided(0.015, confidence=None)]
+    ).values()
+    assert one.score_hist[1] == sum(one.score_hist) == 1
+    assert sum(one.sim_hist) == 3
+
+
+# Adding
+
+
+@given(st.lists(CHECKS, max_size=30))
+def test_histograms_hold_every_scored_check_once(checks: list[Decided]) -> None:
+    for one in rollups.tally(checks).values():
+        counts = one.counts
+        assert sum(one.sim_hist) == counts["scored"]
+        assert sum(one.score_hist) <= counts["n"] <= counts["scored"] - counts["undecided"]
+        assert counts["flagged"] <= counts["low"] <= counts["scored"]
+        assert len(one.sim_hist) == intervals.SIM_BINS
+
+
+@given(st.lists(st.lists(CHECKS, max_size=10), min_size=1, max_size=4))
+def test_merging_in_any_grouping_is_counting_at_once(batches: list[list[Decided]]) -> None:
+    forward: dict[rollups.Key, rollups.Tally] = {}
+    for batch in batches:
+        for key, one in rollups.tally(batch).items():
+            forward.setdefault(key, rollups.Tally()).merge(one)
+    backward: dict[rollups.Key, rollups.Tally] = {}
+    for batch in reversed(batches):
+        for key, one in rollups.tally(batch).items():
+            merged = rollups.Tally()
+            merged.merge(one)
+            merged.merge(backward.get(key, rollups.Tally()))
+            backward[key] = merged
+    at_once = plain(rollups.tally([check for batch in batches for check in batch]))
+    assert plain(forward) == plain(backward) == at_once
+
+
+def test_the_hour_is_the_sum_of_its_buckets(session: orm.Session, project: models.Project) -> None:
+    now = dt.datetime.now(dt.UTC).replace(minute=0, second=0, microsecond=0)
+    for minutes, score in [(0, 0.01), (4, 0.5), (5, 0.01), (59, 0.9)]:
+        factories.ingest(session, project.id, now + dt.timedelta(minutes=minutes))
+        factories.check_all(session, score)
+    fives = session.scalars(sa.select(models.Rollup5m).order_by(models.Rollup5m.bucket)).all()
+    [hour] = session.scalars(sa.select(models.Rollup1h))
+    assert [(row.bucket - now, row.n, row.flagged) for row in fives] == [
+        (dt.timedelta(minutes=0), 2, 1),
+        (dt.timedelta(minutes=5), 1, 1),
+        (dt.timedelta(minutes=55), 1, 0),
+    ]
+    assert (hour.bucket, hour.n, hour.flagged) == (now, 4, 2)
+    assert hour.sim_hist == [sum(bins) for bins in zip(*(row.sim_hist for row in fives), strict=True)]
+    assert hour.score_hist == [sum(bins) for bins in zip(*(row.score_hist for row in fives), strict=True)]
+    assert rollups.differences(session, project.id) == []
+
+
+def test_each_slice_has_a_row_of_its_own(session: orm.Session, project: models.Project) -> None:
+    for fields in ({"endpoint": "/a"}, {"endpoint": "/a", "customer": "c"}, {"endpoint": "/a", "model_version": "2"}):
+        factories.ingest(session, project.id, **fields)
+    factories.check_all(session)
+    keys = session.execute(sa.select(models.Rollup5m.customer, models.Rollup5m.model_version)).all()
+    assert sorted(map(tuple, keys)) == [("", ""), ("", "2"), ("c", "")]
+
+
+# The recount
+
+
+def test_a_recount_names_what_disagrees(session: orm.Session, project: models.Project) -> None:
+    factories.ingest_many(session, project.id, 3)
+    factories.check_all(session)
+    assert rollups.differences(session, project.id) == []
+    session.execute(sa.update(models.Rollup5m).values(flagged=models.Rollup5m.flagged + 1))
+    [said] = rollups.differences(session, project.id)
+    assert "rollups_5m" in said
+    assert "flagged 1/0" in said
+
+
+def test_a_recount_misses_neither_rows_without_rollups_nor_rollups_without_rows(
+    session: orm.Session, project: models.Project
+) -> None:
+    factories.ingest(session, project.id)
+    factories.check_all(session)
+    session.execute(sa.delete(models.Rollup1h))
+    assert [said.split()[0] for said in rollups.differences(session, project.id)] == ["rollups_1h"]
+    session.execute(sa.delete(models.Check))
+    assert [said.split()[0] for said in rollups.differences(session, project.id)] == ["rollups_5m"]
+
+
+def test_a_recount_sees_one_too_many_in_a_histogram(session: orm.Session, project: models.Project) -> None:
+    factories.ingest(session, project.id)
+    factories.check_all(session)
+    session.execute(sa.text("UPDATE rollups_5m SET sim_hist[1] = sim_hist[1] + 1"))
+    assert len(rollups.differences(session, project.id)) == 1
+
+
+def test_two_checkers_are_counted_apart(session: orm.Session, project: models.Project) -> None:
+    first, second = factories.checker(session, "clip:a"), factories.checker(session, "clip:b")
+    factories.ingest(session, project.id)
+    factories.check_all(session, checker_id=first)
+    factories.ingest(session, project.id)
+    factories.check_all(session, checker_id=second)
+    rows = session.execute(sa.select(models.Rollup5m.checker_id, models.Rollup5m.scored)).all()
+    assert sorted(map(tuple, rows)) == [(first, 1), (second, 1)]
+    assert rollups.differences(session, project.id) == []
