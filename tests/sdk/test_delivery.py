@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import cmerwatch
+from cmerwatch.sdk.pending import Pending
 from tests.sdk.loopback import LoopbackServer, Reply
 
 MakeClient = Callable[..., cmerwatch.Client]
@@ -340,3 +341,23 @@ def test_a_picture_deleted_before_it_was_read_is_counted(client: cmerwatch.Clien
     assert client.flush()
     assert client.stats().dropped == {"invalid": 1}
     assert client.stats().last_error == "invalid: image file could not be read (FileNotFoundError)"
+
+
+def test_waits_between_tries_double_up_to_half_a_minute_with_jitter(
+    make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+
+    def note(pending: Pending, seconds: float, until_flush: bool) -> None:
+        waits.append(seconds)
+        if len(waits) == 12:
+            pending.abandon("shutdown")
+
+    monkeypatch.setattr(Pending, "rest", note)
+    client = make_client(server_url="http://127.0.0.1:9")
+    client.record(**event())
+    assert client._thread is not None
+    client._thread.join(20)
+    for wait, most in zip(waits, [0.5, 1, 2, 4, 8, 16, *[30] * 6], strict=True):
+        assert most / 2 <= wait <= most
+    assert len(set(waits[6:])) > 1
