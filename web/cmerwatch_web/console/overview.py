@@ -260,8 +260,9 @@ def _line(row: CmerRow, dimension: str, around: View, chosen: str | None, top: f
 
 def _summary(total: CmerRow, view: View) -> str:
     low, high = total.cmer.interval
+    when = f"{view.start:%d %B %H:%M} to {view.end:%d %B %H:%M} UTC"
     return (
-        f"CMER from {view.start:%d %B %H:%M} to {view.end:%d %B %H:%M} UTC: {charts.percent(total.cmer.value)} overall, "
+        f"CMER from {when}: {charts.percent(total.cmer.value)} overall, "
         f"95% interval {charts.percent(low)} to {charts.percent(high)}, n {total.n:,}. The table below has every point."
     )
 

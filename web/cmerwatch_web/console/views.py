@@ -63,7 +63,7 @@ class View:
     def _window(self) -> list[tuple[str, str]]:
         if self.window is not None:
             return [("window", self.window)]
-        return [("from", f"{self.start:%Y-%m-%dT%H:%M:%SZ}"), ("to", f"{self.end:%Y-%m-%dT%H:%M:%SZ}")]
+        return [("from", _written(self.start)), ("to", _written(self.end))]
 
 
 def read(query: Mapping[str, str], now: dt.datetime | None = None) -> View:
@@ -80,6 +80,11 @@ def read(query: Mapping[str, str], now: dt.datetime | None = None) -> View:
     if window not in WINDOWS:
         raise errors.Invalid(f"`window` must be one of {', '.join(WINDOWS)}.", field="window")
     return View(now - WINDOWS[window][1], now, window, filters)
+
+
+def _written(moment: dt.datetime) -> str:
+    """Exact: a second cut off the end of a window would hide the newest events from the next page of a list."""
+    return moment.astimezone(dt.UTC).isoformat().replace("+00:00", "Z")
 
 
 def _moment(name: str, value: str) -> dt.datetime:
