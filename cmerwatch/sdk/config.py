@@ -9,7 +9,7 @@ from cmerwatch.sdk.counts import log
 from cmerwatch.sdk.events import Event
 from cmerwatch.sdk.transport import Transport
 
-DEFAULT_SERVER_URL = "http://127.0.0.1:8000"
+DEFAULT_SERVER_URL = "http://127.0.0.1:8383"
 OFF = frozenset({"0", "false", "no", "off"})
 ON = frozenset({"1", "true", "yes", "on"})
 
