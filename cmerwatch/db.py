@@ -46,7 +46,10 @@ def transaction() -> Iterator[orm.Session]:
 
 
 def after_commit(session: orm.Session, call: Callable[..., object], *args: Any) -> None:
-    """Run `call(*args)` once this session's transaction is durable; a rollback forgets it."""
+    """Run `call(*args)` once this session's transaction is durable; its rollback forgets it.
+
+    The rollback of a savepoint does not: hints for what was stored beside it must still go out.
+    """
     session.info.setdefault("after_commit", []).append((call, args))
 
 
@@ -64,4 +67,5 @@ def _run_after_commit(session: orm.Session) -> None:
 
 @event.listens_for(orm.Session, "after_rollback")
 def _drop_after_rollback(session: orm.Session) -> None:
-    session.info.pop("after_commit", None)
+    if not session.in_nested_transaction():
+        session.info.pop("after_commit", None)

@@ -32,7 +32,10 @@ class EventView:
 
 
 def get(session: orm.Session, project_id: uuid.UUID, event_id: uuid.UUID) -> EventView:
-    """Raises NotFound for an absent event and for another project's alike. The newest check and decision win."""
+    """Raises NotFound for an absent event and for another project's alike.
+
+    Of several checks the newest checker's is shown, with the newest decision about that very check.
+    """
     event = session.scalar(
         sa.select(models.Event).where(models.Event.id == event_id, models.Event.project_id == project_id)
     )
@@ -42,11 +45,15 @@ def get(session: orm.Session, project_id: uuid.UUID, event_id: uuid.UUID) -> Eve
     check = session.scalars(
         sa.select(models.Check).where(models.Check.event_id == event_id).order_by(models.Check.checker_id.desc())
     ).first()
-    decision = session.scalars(
-        sa.select(models.DecisionRow)
-        .where(models.DecisionRow.event_id == event_id)
-        .order_by(models.DecisionRow.checker_id.desc(), models.DecisionRow.policy_version.desc())
-    ).first()
+    decision = (
+        session.scalars(
+            sa.select(models.DecisionRow)
+            .where(models.DecisionRow.event_id == event_id, models.DecisionRow.checker_id == check.checker_id)
+            .order_by(models.DecisionRow.policy_version.desc())
+        ).first()
+        if check
+        else None
+    )
     return EventView(
         event=event,
         body=session.get_one(models.EventBody, event_id),
@@ -122,7 +129,7 @@ def _sql(wanted: EventFilter, has_cursor: bool) -> str:
     where += ["e.id < :cursor"] if has_cursor else []
     where += ["e.id >= :start"] if wanted.start else []
     where += ["e.id < :end"] if wanted.end else []
-    where += ["e.event_key = :event_key"] if wanted.event_key is not None else []
+    where += [_OF_KEY] if wanted.event_key is not None else []
     where += ["c.outcome = :outcome"] if wanted.outcome else []
     where += ["coalesce(d.flagged, false) = :flagged"] if wanted.flagged is not None else []
     where += [_STATE_SQL[wanted.state]] if wanted.state else []
@@ -145,6 +152,9 @@ def _sql(wanted: EventFilter, has_cursor: bool) -> str:
     """
 
 
+# Events have no index on the sender's id: the idempotency key leads to the one event that bears it.
+_OF_KEY = "e.id = (SELECT event_id FROM ingest_keys WHERE project_id = :project AND key_hash = :key_hash)"
+
 _STATE_SQL = {
     "waiting": "w.state IN (0, 1)",
     "quarantined": "w.state = 9",
@@ -160,7 +170,9 @@ def _values(wanted: EventFilter, cursor: str | None) -> dict[str, Any]:
         values["start"] = ids.first(wanted.start)
     if wanted.end:
         values["end"] = ids.first(wanted.end)
-    for name in ("event_key", "outcome", "flagged"):
+    if wanted.event_key is not None:
+        values["key_hash"] = ids.key_hash(wanted.event_key)
+    for name in ("outcome", "flagged"):
         values[name] = getattr(wanted, name)
     return values
 
@@ -169,7 +181,7 @@ def _cursor(cursor: str) -> uuid.UUID:
     try:
         return uuid.UUID(cursor)
     except ValueError:
-        raise errors.Invalid("cursor is not one this API gave; use next_cursor as it came", field="cursor") from None
+        raise errors.Invalid("cursor is not one this API gave; use next_cursor as it came.", field="cursor") from None
 
 
 def _row(row: sa.Row[Any]) -> EventRow:
@@ -193,7 +205,7 @@ def _row(row: sa.Row[Any]) -> EventRow:
 def values_of(session: orm.Session, project_id: uuid.UUID, dimension: str) -> Sequence[str]:
     """The distinct values of one dimension seen in rollups: what filter menus offer."""
     if dimension not in DIMENSIONS:
-        raise errors.Invalid(f"{dimension!r} is not a dimension; they are {', '.join(DIMENSIONS)}", field="group_by")
+        raise errors.Invalid(f"{dimension!r} is not a dimension; they are {', '.join(DIMENSIONS)}.", field="group_by")
     column = getattr(models.Rollup1h, dimension)
     statement = sa.select(column).where(models.Rollup1h.project_id == project_id).distinct().order_by(column)
     return session.scalars(statement.limit(500)).all()

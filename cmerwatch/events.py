@@ -13,7 +13,6 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import orm
-from sqlalchemy.dialects import postgresql as pg
 
 from cmerwatch import blobs as blob_store
 from cmerwatch import confidence, errors, ids, images, models
@@ -193,7 +192,7 @@ def _recognise(
     """What an event is that was not stored: a retry, another body under a used id, or one whose image is unknown."""
     known = session.execute(
         sa.select(models.IngestKey.event_id, models.IngestKey.body_hash).where(
-            models.IngestKey.project_id == project_id, models.IngestKey.key_hash == _key_hash(event.event_id or "")
+            models.IngestKey.project_id == project_id, models.IngestKey.key_hash == ids.key_hash(event.event_id or "")
         )
     ).one_or_none()
     if known is not None and event.event_id is not None:
@@ -213,10 +212,6 @@ def _recognise(
         field="images",
         missing=missing,
     )
-
-
-def _key_hash(event_id: str) -> bytes:
-    return hashlib.sha256(event_id.encode()).digest()
 
 
 def missing_images(session: orm.Session, project_id: uuid.UUID, hashes: Sequence[str]) -> list[str]:
@@ -271,19 +266,25 @@ def store_images(
     ordered = sorted(pictures, key=lambda picture: picture.sha256)  # the same order everywhere cannot deadlock
     for picture in ordered:
         blobs.put(project_id, picture.sha256, picture.data)
-    rows = [
-        {
-            "project_id": project_id,
-            "sha256": picture.sha256,
-            "size_bytes": len(picture.data),
-            "format": picture.header.format,
-            "width": picture.header.width,
-            "height": picture.header.height,
+    if ordered:
+        values = {
+            "hashes": [picture.sha256 for picture in ordered],
+            "sizes": [len(picture.data) for picture in ordered],
+            "formats": [picture.header.format for picture in ordered],
+            "widths": [picture.header.width for picture in ordered],
+            "heights": [picture.header.height for picture in ordered],
         }
-        for picture in ordered
-    ]
-    if rows:
-        session.execute(pg.insert(models.Image).values(rows).on_conflict_do_nothing())
+        session.execute(_NOTE_IMAGES, {"project": project_id, **values})
+
+
+_NOTE_IMAGES = sa.text(
+    """
+    INSERT INTO images (project_id, sha256, size_bytes, format, width, height)
+    SELECT :project, * FROM unnest(CAST(:hashes AS text[]), CAST(:sizes AS int[]), CAST(:formats AS text[]),
+        CAST(:widths AS int[]), CAST(:heights AS int[]))
+    ON CONFLICT DO NOTHING
+    """
+).bindparams(sa.bindparam("project", type_=sa.Uuid()))
 
 
 def _row(event_id: uuid.UUID, event: NewEvent, now: dt.datetime) -> dict[str, Any]:
@@ -292,7 +293,7 @@ def _row(event_id: uuid.UUID, event: NewEvent, now: dt.datetime) -> dict[str, An
     return {
         "id": event_id,
         "event_key": event.event_id,
-        "key_hash": None if event.event_id is None else _key_hash(event.event_id).hex(),
+        "key_hash": None if event.event_id is None else ids.key_hash(event.event_id).hex(),
         "body_hash": body_hash(event).hex(),
         "occurred_at": event.occurred_at,
         "is_late": event.occurred_at is not None and now - event.occurred_at > LATE_AFTER,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import os
 import uuid
 
@@ -24,6 +25,11 @@ def first(at: dt.datetime) -> uuid.UUID:
 def moment(value: uuid.UUID) -> dt.datetime:
     """The millisecond an id was made."""
     return _EPOCH + dt.timedelta(milliseconds=value.int >> 80)
+
+
+def key_hash(event_key: str) -> bytes:
+    """How a sender's own id is kept and looked up: of one length, whatever was sent."""
+    return hashlib.sha256(event_key.encode("utf-8", "replace")).digest()
 
 
 def _milliseconds(at: dt.datetime) -> int:

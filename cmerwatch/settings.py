@@ -12,7 +12,6 @@ import pydantic_settings
 
 from cmerwatch import errors
 
-
 MIN_SECRET = 32
 
 
@@ -78,9 +77,10 @@ def _with_secret_files(environ: dict[str, str]) -> dict[str, Any]:
         if path:
             try:
                 found[name] = Path(path).read_text().strip()
-            except OSError as error:
+            except (OSError, UnicodeDecodeError) as error:
+                why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
                 raise errors.StartRefused(
-                    f"CMERWATCH_{name.upper()}_FILE names {path!r}, which cannot be read ({error.strerror}). "
+                    f"CMERWATCH_{name.upper()}_FILE names {path!r}, which cannot be read ({why}). "
                     f"Create the file or set CMERWATCH_{name.upper()}."
                 ) from error
     return found

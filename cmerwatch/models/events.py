@@ -95,7 +95,7 @@ class Work(Dimensions, Base):
 
     __tablename__ = "work"
     __table_args__ = (
-        # Not partial on state: a column in an index, or in its predicate, makes every claim rewrite all indexes (no HOT).
+        # Not partial on state: a column in an index, or in its predicate, makes every claim rewrite all indexes.
         sa.Index(None, "priority", "event_id"),
         {
             "postgresql_with": {

@@ -58,7 +58,19 @@ def test_wilson_narrows_with_more_of_the_same(pair: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize(
     "similarity, expected",
-    [(-1.0, 0), (-1.0001, 0), (-0.9951, 0), (-0.995 + 1e-09, 1), (0.0, 200), (0.25, 250), (0.9951, 399), (1.0, 399), (1.0000001, 399), (-5.0, 0), (5.0, 399)],
+    [
+        (-1.0, 0),
+        (-1.0001, 0),
+        (-0.9951, 0),
+        (-0.995 + 1e-9, 1),
+        (0.0, 200),
+        (0.25, 250),
+        (0.9951, 399),
+        (1.0, 399),
+        (1.0000001, 399),
+        (-5.0, 0),
+        (5.0, 399),
+    ],
 )
 def test_similarities_at_the_edges_fall_in_a_bin(similarity: float, expected: int) -> None:
     assert intervals.sim_bin(similarity) == expected
