@@ -66,8 +66,10 @@ class Stack:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[Stack]:
-        """SIGINT and SIGTERM end the block quietly; whatever ends it, every child is stopped."""
-        signals = (signal.SIGINT, signal.SIGTERM)
+        """SIGINT, SIGTERM or a closed terminal end the block quietly; whatever ends it, every child is stopped."""
+        signals = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # under nohup it stays ignored
+            signals.append(signal.SIGHUP)
         previous = {number: signal.signal(number, lambda *_: self._stopping.set()) for number in signals}
         try:
             with contextlib.suppress(Stopped):

@@ -307,7 +307,7 @@ def pids(folder: Path) -> list[int]:
     return [int(path.read_text()) for path in folder.glob("*.pid")]
 
 
-@pytest.mark.parametrize("request_to_stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("request_to_stop", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_stack_stops_in_the_opposite_order_and_exits_0(
     parent: subprocess.Popen[bytes], tmp_path: Path, request_to_stop: signal.Signals
 ) -> None:

@@ -75,6 +75,19 @@ def test_two_starters_at_once_both_succeed(url: str) -> None:
     migrate.check(url)
 
 
+def test_a_starter_waits_for_another_that_migrates_however_long_that_takes(url: str) -> None:
+    code = f"from cmerwatch import migrate; migrate.upgrade({url!r})"
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'"
+    with psycopg.connect(url, autocommit=True) as first:
+        first.execute("SELECT pg_advisory_lock(%s)", [migrate._STARTERS_LOCK])
+        second = subprocess.Popen([sys.executable, "-c", code])
+        stack.wait_until(lambda: first.execute(waiting).fetchone() == (1,) or second.poll() is not None)
+        assert second.poll() is None
+        assert tables(url) == set()
+    assert second.wait(60) == 0
+    migrate.check(url)
+
+
 def test_a_database_of_a_newer_version_is_refused(url: str) -> None:
     migrate.upgrade(url)
     with psycopg.connect(url) as connection:
