@@ -132,6 +132,7 @@ def _sql(wanted: EventFilter, has_cursor: bool) -> str:
     where += [_OF_KEY] if wanted.event_key is not None else []
     where += ["c.outcome = :outcome"] if wanted.outcome else []
     where += ["coalesce(d.flagged, false) = :flagged"] if wanted.flagged is not None else []
+    where += [_EVER_FLAGGED] if wanted.flagged else []
     where += [_STATE_SQL[wanted.state]] if wanted.state else []
     dims = ", ".join(f"e.{name}" for name in DIMENSIONS)
     return f"""
@@ -154,6 +155,9 @@ def _sql(wanted: EventFilter, has_cursor: bool) -> str:
 
 # Events have no index on the sender's id: the idempotency key leads to the one event that bears it.
 _OF_KEY = "e.id = (SELECT event_id FROM ingest_keys WHERE project_id = :project AND key_hash = :key_hash)"
+
+# Flagged events are few: their own small index finds them, instead of a look at every event's newest decision.
+_EVER_FLAGGED = "e.id IN (SELECT event_id FROM decisions WHERE project_id = :project AND flagged)"
 
 _STATE_SQL = {
     "waiting": "w.state IN (0, 1)",
