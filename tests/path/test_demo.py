@@ -4,88 +4,27 @@ from __future__ import annotations
 
 import base64
 import collections
-import contextlib
 import datetime as dt
-import json
-import os
 import signal
 import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import psycopg
 import pytest
 import sqlalchemy as sa
 
-from cmerwatch import blobs, db, demo, demo_data, doctor, embedded, intervals
+from cmerwatch import blobs, db, demo, demo_data, doctor, intervals
+from tests.path.one_machine import REPOSITORY, Machine
 from tests.stack import wait_until
 
-REPOSITORY = Path(__file__).parents[2]
 pytestmark = pytest.mark.xdist_group("demo")  # one demo is filled, and these tests share it
 
 
-class Demo:
-    """One data folder, and the process that runs on it now."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.said = folder, folder.with_suffix(".err")
-        self.process: subprocess.Popen[str] | None = None
-        self.ready: dict[str, Any] = {}
-
-    def start(self) -> None:
-        plain = {name: value for name, value in os.environ.items() if not name.startswith("CMERWATCH_")}
-        command = [sys.executable, "-m", "cmerwatch.cli", "demo", "--port", "0", "--no-browser", "--json"]
-        with self.said.open("w") as said:
-            self.process = subprocess.Popen(
-                [*command, "--data-dir", str(self.folder)],
-                env=plain, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=said, text=True,
-            )  # fmt: skip
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, self.said.read_text()
-        self.ready = json.loads(line)
-
-    def end(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
-        """Send the signal; the exit status and what else stood on stdout."""
-        assert self.process is not None
-        self.process.send_signal(number)
-        rest, _ = self.process.communicate(timeout=60)
-        code, self.process = self.process.returncode, None
-        return code, rest
-
-    def call(self, path: str, body: Any = None, *, key: str | None = None) -> Any:
-        request = urllib.request.Request(
-            self.ready["url"] + path,
-            data=None if body is None else json.dumps(body).encode(),
-            headers={"Authorization": f"Bearer {key or self.ready['api_key']}", "Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.load(answer)
-
-    def rows(self, statement: str) -> list[tuple[Any, ...]]:
-        url = embedded.environment_of(self.folder)["CMERWATCH_DATABASE_URL"]
-        with psycopg.connect(url) as connection:
-            return connection.execute(statement.encode()).fetchall()
-
-    def pids(self) -> set[int]:
-        """Every process that has this folder in its command line or belongs to one of ours."""
-        found = {}
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            with contextlib.suppress(OSError):
-                fields = stat.read_text().rsplit(")", 1)[1].split()
-                if fields[0] != "Z":
-                    found[int(stat.parent.name)] = (int(fields[1]), int(fields[3]))
-        assert self.process is not None
-        children = {pid for pid, (parent, _) in found.items() if parent == self.process.pid}
-        return {pid for pid, (parent, session) in found.items() if session in children or parent in children}
-
-
 @pytest.fixture(scope="module")
-def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
-    made = Demo(tmp_path_factory.mktemp("demo") / "data")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    made = Machine(tmp_path_factory.mktemp("demo") / "data", "demo")
     try:
         made.start()
         yield made
@@ -95,7 +34,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
 
 
 @pytest.fixture
-def running(filled: Demo) -> Demo:
+def running(filled: Machine) -> Machine:
     if filled.process is None:
         filled.start()
     return filled
@@ -105,21 +44,21 @@ def recorded() -> list[demo_data.RecordedEvent]:
     return list(demo_data.recording())
 
 
-def totals(running: Demo, group: str) -> dict[str, collections.Counter[str]]:
+def totals(running: Machine, group: str) -> dict[str, collections.Counter[str]]:
     found: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     for row in running.call(f"/v1/cmer?bucket=1h&group_by={group}")["rows"]:
         found[row[group]].update({name: row[name] for name in ("n", "scored", "flagged", "waiting")})
     return dict(found)
 
 
-def test_the_ready_line_says_all_a_script_needs(running: Demo) -> None:
+def test_the_ready_line_says_all_a_script_needs(running: Machine) -> None:
     assert set(running.ready) == {"url", "sign_in_url", "api_key", "pid"}
     assert running.process is not None
     assert running.ready["pid"] == running.process.pid
     assert running.ready["sign_in_url"].startswith(running.ready["url"] + "/sign-in/")
 
 
-def test_every_recorded_event_is_there_once_and_has_exactly_one_check(running: Demo) -> None:
+def test_every_recorded_event_is_there_once_and_has_exactly_one_check(running: Machine) -> None:
     rows = running.rows(
         "SELECT e.event_key, count(c.event_id) FROM events e LEFT JOIN checks c ON c.event_id = e.id "
         "WHERE e.event_key LIKE 'recorded-%' GROUP BY e.event_key"
@@ -130,7 +69,7 @@ def test_every_recorded_event_is_there_once_and_has_exactly_one_check(running: D
     assert running.rows("SELECT count(*) FROM work WHERE state = 9") == [(0,)]
 
 
-def test_the_books_balance_over_all_eight_days(running: Demo) -> None:
+def test_the_books_balance_over_all_eight_days(running: Machine) -> None:
     ledger = running.call("/v1/ledger")
     assert ledger["totals"]["accepted"] >= len(recorded())
     assert ledger["totals"]["waiting"] == 0
@@ -139,7 +78,7 @@ def test_the_books_balance_over_all_eight_days(running: Demo) -> None:
     assert len(days) >= 8
 
 
-def test_the_recording_ends_with_the_last_bucket_closed_before_the_first_start(running: Demo) -> None:
+def test_the_recording_ends_with_the_last_bucket_closed_before_the_first_start(running: Machine) -> None:
     ((made, last, recent),) = running.rows(
         "SELECT p.created_at, max(e.received_at), "
         "count(*) FILTER (WHERE e.received_at >= p.created_at - interval '35 minutes') "
@@ -149,14 +88,14 @@ def test_the_recording_ends_with_the_last_bucket_closed_before_the_first_start(r
     assert recent >= 200
 
 
-def test_every_dimension_of_the_console_is_filled(running: Demo) -> None:
+def test_every_dimension_of_the_console_is_filled(running: Machine) -> None:
     assert len(totals(running, "endpoint")) >= 3
     assert len(totals(running, "prompt_type")) >= 3
     assert len(totals(running, "customer")) >= 3
     assert len(totals(running, "model_version")) >= 2
 
 
-def test_the_regressed_version_stands_out_with_intervals_apart(running: Demo) -> None:
+def test_the_regressed_version_stands_out_with_intervals_apart(running: Machine) -> None:
     by_version = totals(running, "model_version")
     good, regressed = recorded()[0].model_version, recorded()[-1].model_version
     if by_version[good]["flagged"] > by_version[regressed]["flagged"]:
@@ -168,24 +107,24 @@ def test_the_regressed_version_stands_out_with_intervals_apart(running: Demo) ->
     assert good_high < regressed_low
 
 
-def test_flagged_events_and_a_random_audit_wait_for_reviewers(running: Demo) -> None:
+def test_flagged_events_and_a_random_audit_wait_for_reviewers(running: Machine) -> None:
     kinds = dict(running.rows("SELECT kind, count(*) FROM review_items GROUP BY kind"))
     flagged = running.rows("SELECT count(*) FROM decisions WHERE flagged")[0][0]
     assert kinds["flagged"] == flagged > 0
     assert kinds["audit"] > 0
 
 
-def test_the_key_may_send_and_read_and_nothing_else(running: Demo) -> None:
+def test_the_key_may_send_and_read_and_nothing_else(running: Machine) -> None:
     public = running.ready["api_key"].split("_")[1]
     assert running.rows(f"SELECT scopes FROM api_keys WHERE id = '{public}'") == [(["ingest", "read"],)]
 
 
-def test_the_sign_in_link_works_once(running: Demo) -> None:
+def test_the_sign_in_link_works_once(running: Machine) -> None:
     with urllib.request.urlopen(running.ready["sign_in_url"], timeout=10) as page:
         assert page.status == 200
 
 
-def test_an_event_sent_to_the_running_demo_is_checked(running: Demo) -> None:
+def test_an_event_sent_to_the_running_demo_is_checked(running: Machine) -> None:
     event = {
         "endpoint": "/mine",
         "output": "A red circle.",
@@ -197,7 +136,7 @@ def test_an_event_sent_to_the_running_demo_is_checked(running: Demo) -> None:
     assert running.call(f"/v1/events/{event_id}")["check"]["outcome"] == "scored"
 
 
-def test_the_doctor_finds_the_demo_well_and_names_what_a_wrong_key_breaks(running: Demo) -> None:
+def test_the_doctor_finds_the_demo_well_and_names_what_a_wrong_key_breaks(running: Machine) -> None:
     url, key = running.ready["url"], running.ready["api_key"]
     assert [step.said for step in doctor.examine(url, key) if not step.is_ok] == []
     mistyped = key[:-1] + ("a" if key[-1] != "a" else "b")
@@ -205,7 +144,7 @@ def test_the_doctor_finds_the_demo_well_and_names_what_a_wrong_key_breaks(runnin
     assert (last.name, last.is_ok) == ("send a test event", False)
 
 
-def test_someone_elses_folder_is_refused_while_this_one_runs(running: Demo) -> None:
+def test_someone_elses_folder_is_refused_while_this_one_runs(running: Machine) -> None:
     second = subprocess.run(
         [sys.executable, "-m", "cmerwatch.cli", "demo", "--port", "0", "--data-dir", str(running.folder)],
         cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False,
@@ -217,7 +156,7 @@ def test_someone_elses_folder_is_refused_while_this_one_runs(running: Demo) -> N
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_ends_every_child_with_status_0_and_the_next_start_keeps_the_data(
-    running: Demo, number: signal.Signals
+    running: Machine, number: signal.Signals
 ) -> None:
     counts = "SELECT (SELECT count(*) FROM events), (SELECT count(*) FROM checks), (SELECT sum(scored) FROM rollups_5m)"
     before, key, children = running.rows(counts), running.ready["api_key"], running.pids()
@@ -230,7 +169,7 @@ def test_a_stop_ends_every_child_with_status_0_and_the_next_start_keeps_the_data
     assert running.call("/v1/ledger", key=key)["totals"]["waiting"] == 0
 
 
-def test_a_start_after_a_kill_recovers(running: Demo) -> None:
+def test_a_start_after_a_kill_recovers(running: Machine) -> None:
     before = running.rows("SELECT count(*) FROM checks")
     code, _ = running.end(signal.SIGKILL)
     assert code == -signal.SIGKILL
