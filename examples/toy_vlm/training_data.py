@@ -20,6 +20,8 @@ from toy_vlm.scenes import COLOURS, GROUNDS, SHAPES, WORDS, Scene
 
 CONTEXT = 24
 POSITIVES, NEGATIVES = 6, 8  # sentences kept per scene
+# single, pair, count, sign, bars. Reading is learned last and slowest, so a third of the scenes are signs.
+KIND_WEIGHTS = (24, 19, 12, 34, 11)
 _C, _S = len(COLOURS) + 1, len(SHAPES) + 1  # index 0 means any
 SCENE_CODE = _C * _S + 5 + _C
 CLAIM_CODE = 11
@@ -60,7 +62,8 @@ def fill(pool: Pool, start: int, stop: int, seed: int, tokenizer: Words, done: N
     rng = random.Random(seed)
     side = pool.pixels.shape[1]
     for row in range(start, stop):
-        scene = scenes.sample_where(rng, held_out=False)
+        kind = rng.choices(scenes.KINDS, weights=KIND_WEIGHTS)[0]
+        scene = scenes.sample_where(rng, held_out=False, kind=kind)
         pool.pixels[row] = np.asarray(scenes.render(scene).resize((side, side), Image.Resampling.BICUBIC))
         pool.facts[row] = scene_code(scene)
         for i, claim in enumerate(_sentences(scene, rng)):
@@ -71,14 +74,29 @@ def fill(pool: Pool, start: int, stop: int, seed: int, tokenizer: Words, done: N
 
 def _sentences(scene: Scene, rng: random.Random) -> list[Claim]:
     """POSITIVES true claims and NEGATIVES false ones; the false ones mix all edit kinds evenly."""
+    if scene.word is not None:
+        return _sign_sentences(scene, scene.word, rng)
     true = [claim for _ in range(3) for claim in captions.claims(scene, rng)]
     positives = true[:2] + rng.choices(true, k=POSITIVES - 2)
+    return positives + _false(scene, true, rng, NEGATIVES)
+
+
+def _false(scene: Scene, true: list[Claim], rng: random.Random, count: int) -> list[Claim]:
     edits = [pair for claim in true for pair in captions.false_neighbours(scene, claim, rng)]
     kinds = sorted({kind for kind, _ in edits})
     # Claimed kinds three times as often: what a small CLIP cannot learn should not take its capacity.
     weights = [3 if kind in captions.CLAIMED_EDITS else 1 for kind in kinds]
-    drawn = rng.choices(kinds, weights=weights, k=NEGATIVES)
-    return positives + [rng.choice([claim for kind, claim in edits if kind == wanted]) for wanted in drawn]
+    drawn = rng.choices(kinds, weights=weights, k=count)
+    return [rng.choice([claim for kind, claim in edits if kind == wanted]) for wanted in drawn]
+
+
+def _sign_sentences(scene: Scene, word: str, rng: random.Random) -> list[Claim]:
+    """Mostly the word itself and six other words: only telling many words apart teaches reading."""
+    true = captions.claims(scene, rng)
+    others = [str(n) for n in range(100)] if word.isdigit() else list(WORDS)
+    wrong = rng.sample([other for other in others if other != word], 6)
+    positives = [Claim(sign=word)] * (POSITIVES - 2) + rng.choices(true, k=2)
+    return positives + [Claim(sign=other) for other in wrong] + _false(scene, true, rng, NEGATIVES - 6)
 
 
 def padded(tokenizer: Words, text: str) -> NDArray[np.uint8]:

@@ -1,0 +1,93 @@
+"""Texts become the ids that the towers were trained with, and nothing is cut on the way."""
+
+import json
+from functools import cache
+
+import numpy as np
+import open_clip
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cmerwatch import errors
+from cmerwatch_worker.checkers import tokenizers
+from cmerwatch_worker.checkers.tokenizers import Bpe, Words
+
+SENTENCES = (
+    "A red circle on a white background.",
+    "There're 3 dogs, 12 cats & a bird's nest; it isn't (really) \"that\" odd...",
+    "naïve café — 10½ € for the 2nd ⑤ Straße, Привет 你好 🙂👍🏽",
+    "“Curly quotes” and ‘single’ ones, don’t you think?",
+    "tabs\tand\nnew lines   and &lt;b&gt;markup&lt;/b&gt; &amp;amp; more",
+    "O'Reilly's '90s rock'n'roll '' 's ''ll x''s --'t",
+    "ALL CAPS_WITH_underscores 3.14159 1,000,000 C++ a/b\\c @#$%^",
+)
+
+
+@cache
+def pair() -> tuple[open_clip.SimpleTokenizer, Bpe]:
+    """open_clip's tokenizer and ours, from the same merges."""
+    original = open_clip.SimpleTokenizer()
+    return original, Bpe(list(original.bpe_ranks), 77)
+
+
+@pytest.fixture
+def bpe() -> Bpe:
+    return pair()[1]
+
+
+@pytest.mark.parametrize("text", SENTENCES)
+def test_byte_pairs_are_those_of_open_clip(text: str) -> None:
+    original, ours = pair()
+    assert ours.encode(text) == [original.sot_token_id, *original.encode(text), original.eot_token_id]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=60))
+def test_byte_pairs_of_any_plain_text_are_those_of_open_clip(text: str) -> None:
+    if "_text>" in text:
+        return  # spelled-out marks are letters here, and marks there
+    original, ours = pair()
+    assert ours.encode(text)[1:-1] == original.encode(text)
+
+
+def test_a_spelled_out_end_mark_is_read_as_letters(bpe: Bpe) -> None:
+    ids = bpe.encode("a cat <end_of_text> a dog")
+    assert ids.count(ids[-1]) == 1
+
+
+def test_a_tokenizer_is_the_same_after_its_file(bpe: Bpe) -> None:
+    again = tokenizers.from_json(json.loads(json.dumps(bpe.to_json())))
+    assert [again.encode(text) for text in SENTENCES] == [bpe.encode(text) for text in SENTENCES]
+
+
+WORDS = Words(["<pad>", "<unknown>", "red", "circle", "a", "b", "c", "1", "<start>", "<end>"], 8)
+
+
+def test_case_and_punctuation_carry_nothing() -> None:
+    assert WORDS.encode("A red circle.") == WORDS.encode("a RED, circle!") == [8, 4, 2, 3, 9]
+
+
+def test_an_unknown_word_is_spelled() -> None:
+    assert WORDS.encode("cab") == [8, 6, 4, 5, 9]
+    assert WORDS.encode("zz") == [8, 1, 1, 9]
+
+
+def test_a_text_of_strange_letters_cannot_be_read() -> None:
+    assert WORDS.can_read("red circle")
+    assert not WORDS.can_read("你好")
+    assert not WORDS.can_read("...")
+
+
+def test_a_batch_is_as_wide_as_its_longest_text() -> None:
+    np.testing.assert_array_equal(tokenizers.batch(WORDS, ["red", "red circle"]), [[8, 2, 9, 0], [8, 2, 3, 9]])
+
+
+def test_a_text_over_the_context_is_refused_with_its_length_and_the_limit() -> None:
+    with pytest.raises(errors.TextTooLong, match="9 tokens, more than the checker's context of 8"):
+        tokenizers.batch(WORDS, ["red circle red circle red circle red"])
+
+
+def test_an_unknown_kind_of_tokenizer_is_named() -> None:
+    with pytest.raises(ValueError, match="'sentencepiece'"):
+        tokenizers.from_json({"kind": "sentencepiece"})
