@@ -40,7 +40,10 @@ class BlobStore(Protocol):
 
 
 class FolderStore:
-    """One file per image: `<project>/<ab>/<cd>/<sha256>`, folders closed to everyone else."""
+    """One file per image: `<project>/<ab>/<sha256>`, folders closed to everyone else.
+
+    A project's 256 folders are made together with its first image: made one by one, each would cost two more fsyncs.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
@@ -49,7 +52,8 @@ class FolderStore:
     def put(self, project_id: uuid.UUID, sha256: str, data: bytes) -> None:
         path = self._path(project_id, sha256)
         with _refusing_when_full():
-            _make_folder(path.parent)
+            if not path.parent.is_dir():
+                _make_project(path.parent.parent)
             if not path.exists():
                 _write(path, data, durable=True)
             # Also for a file that was there: its writer may not have got as far as this line.
@@ -86,7 +90,7 @@ class FolderStore:
         """Raises Invalid for anything but 64 hex digits, so that no request can name another file."""
         if not _SHA256.match(sha256):
             raise errors.Invalid("`sha256` must be 64 lower-case hexadecimal digits.", field="sha256")
-        return self.root / uuid.UUID(str(project_id)).hex / sha256[:2] / sha256[2:4] / sha256
+        return self.root / uuid.UUID(str(project_id)).hex / sha256[:2] / sha256
 
     def _display_path(self, project_id: uuid.UUID, sha256: str) -> Path:
         return self._path(project_id, sha256).with_suffix(".webp")
@@ -119,6 +123,14 @@ def _make_folder(path: Path) -> None:
     with contextlib.suppress(FileExistsError):
         path.mkdir(mode=0o700)
     _sync_folder(path.parent)
+
+
+def _make_project(path: Path) -> None:
+    _make_folder(path)
+    for number in range(256):
+        with contextlib.suppress(FileExistsError):
+            (path / f"{number:02x}").mkdir(mode=0o700)
+    _sync_folder(path)
 
 
 def _sync_folder(path: Path) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import psycopg
 import sqlalchemy as sa
-from sqlalchemy import event, orm
+from sqlalchemy import event, orm, pool
 
 log = logging.getLogger(__name__)
+
+PING_AFTER_SECONDS = 1.0
 
 SessionLocal: orm.sessionmaker[orm.Session] = orm.sessionmaker(expire_on_commit=False)
 
@@ -25,7 +29,6 @@ def configure(url: str, *, pool_size: int = 10, statement_timeout_ms: int = 30_0
         pool_size=pool_size,
         max_overflow=pool_size,
         pool_timeout=5,  # a busy pool is told to the client with 503, who waits better than we do
-        pool_pre_ping=True,
         hide_parameters=True,  # an error's text must not carry prompts and outputs into a log
         connect_args={
             "connect_timeout": 5,
@@ -33,8 +36,28 @@ def configure(url: str, *, pool_size: int = 10, statement_timeout_ms: int = 30_0
             "-c idle_in_transaction_session_timeout=30000 -c timezone=UTC",
         },
     )
+    event.listen(engine, "checkin", _note_idle)
+    event.listen(engine, "checkout", _ping_if_idle)
     SessionLocal.configure(bind=engine)
     return engine
+
+
+def _note_idle(connection: object, record: pool.ConnectionPoolEntry) -> None:
+    record.info["idle_since"] = time.monotonic()
+
+
+def _ping_if_idle(connection: Any, record: pool.ConnectionPoolEntry, proxy: object) -> None:
+    """Of a connection that lay idle, ask whether it still lives; a busy one was asked by its last query.
+
+    What pool_pre_ping does, without its round trip per transaction, which is a fifth of an ingest's.
+    """
+    if time.monotonic() - record.info.get("idle_since", time.monotonic()) < PING_AFTER_SECONDS:
+        return
+    try:
+        connection.execute("SELECT 1")
+        connection.rollback()
+    except psycopg.Error as error:
+        raise sa.exc.DisconnectionError from error  # the pool makes a new one and tries again
 
 
 @contextlib.contextmanager

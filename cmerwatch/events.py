@@ -138,6 +138,7 @@ def _ingest_together(
 # One statement for a whole batch: at 64 events the round trips of one INSERT each would cost more than the fsync.
 # Two retries at once meet at the primary key of ingest_keys: the second waits for the first's commit, is left out
 # here, and is recognised by the statement after. Keys are taken in order, so that two batches cannot deadlock.
+# Images are looked up by a scalar subquery: as NOT EXISTS, a plan cached on an empty table joins a project's every image.
 _INGEST = sa.text(
     """
     WITH sent AS MATERIALIZED (
@@ -150,8 +151,8 @@ _INGEST = sa.text(
     ), whole AS (
         SELECT * FROM sent WHERE NOT EXISTS (
             SELECT FROM unnest(sent.images) AS wanted(sha256)
-            WHERE wanted.sha256 <> ALL (CAST(:coming AS text[])) AND NOT EXISTS (
-                SELECT FROM images WHERE images.project_id = :project AND images.sha256 = wanted.sha256))
+            WHERE wanted.sha256 <> ALL (CAST(:coming AS text[])) AND (
+                SELECT true FROM images WHERE images.project_id = :project AND images.sha256 = wanted.sha256) IS NULL)
     ), keys AS (
         INSERT INTO ingest_keys (project_id, key_hash, body_hash, event_id)
         SELECT :project, decode(key_hash, 'hex'), decode(body_hash, 'hex'), id

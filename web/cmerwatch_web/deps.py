@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+import time
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Annotated
 
 from fastapi import Depends, Header, Request
 from sqlalchemy import orm
+from starlette.concurrency import run_in_threadpool
 
 from cmerwatch import access, blobs, db
 
@@ -18,16 +21,40 @@ def get_session() -> Iterator[orm.Session]:
         yield session
 
 
-def get_blobs(request: Request) -> blobs.BlobStore:
+async def get_blobs(request: Request) -> blobs.BlobStore:
     store: blobs.BlobStore = request.app.state.blobs
     return store
 
 
-def _key_with(scope: str) -> Callable[[str | None], access.Principal]:
-    def principal(authorization: Annotated[str | None, Header(include_in_schema=False)] = None) -> access.Principal:
-        # A session of its own, over before the body is read: a slow upload must not hold a connection.
-        with db.transaction() as session:
-            found = access.principal_of_key(session, authorization)
+KEY_SECONDS = 1.0  # how long a key just seen is believed without asking the database, so also how long after its end
+_MOST_KEYS = 10_000
+
+_known: dict[bytes, tuple[float, access.Principal]] = {}
+
+
+async def _principal(authorization: str | None) -> access.Principal:
+    remembered = hashlib.sha256((authorization or "").encode()).digest()
+    until, found = _known.get(remembered, (0.0, None))
+    if found is not None and time.monotonic() < until:
+        return found
+    found = await run_in_threadpool(_look_up, authorization)
+    if len(_known) >= _MOST_KEYS:
+        _known.clear()
+    _known[remembered] = (time.monotonic() + KEY_SECONDS, found)
+    return found
+
+
+def _look_up(authorization: str | None) -> access.Principal:
+    # A session of its own, over before the body is read: a slow upload must not hold a connection.
+    with db.transaction() as session:
+        return access.principal_of_key(session, authorization)
+
+
+def _key_with(scope: str) -> Callable[[str | None], Awaitable[access.Principal]]:
+    async def principal(
+        authorization: Annotated[str | None, Header(include_in_schema=False)] = None,
+    ) -> access.Principal:
+        found = await _principal(authorization)
         access.authorize(found, scope)
         return found
 

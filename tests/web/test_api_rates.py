@@ -1,0 +1,217 @@
+"""GET /v1/cmer, /v1/ledger and the health routes answer from what was really stored, checked and counted."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+import uuid
+
+import pytest
+import sqlalchemy as sa
+from fastapi.testclient import TestClient
+from sqlalchemy import orm
+
+from cmerwatch import checks, models, policies, rollups
+from cmerwatch.shapes import CheckResult, Claimed, ClaimScore
+from tests.web.wire import Headers, event
+
+CHECKER = "small:weights:preprocess:1"
+
+
+def post(http: TestClient, ingest: Headers, **fields: object) -> str:
+    answer = http.post("/v1/events", json=event(**fields), headers=ingest)
+    made: str = answer.json()["results"][0]["id"]
+    return made
+
+
+def check_all(session: orm.Session, score: dict[str, float]) -> None:
+    """What a worker does after its model has spoken: each output's score is given, by its text."""
+    checker = checks.register(session, name=CHECKER, label="small", is_demo=False, reference_version="r1")
+    token = uuid.uuid4()
+    claimed = checks.claim(session, 100, 30, token)
+    policy = policies.current(session, {one.project_id for one in claimed})
+
+    def result(one: Claimed) -> CheckResult:
+        if one.output not in score:
+            return CheckResult(one, "unscorable", reasons=("nothing_visual",))
+        claims = (ClaimScore(0, len(one.output), 0.3, score[one.output]),)
+        return CheckResult(one, "scored", similarity=0.3, score=score[one.output], claims=claims)
+
+    results = [result(one) for one in claimed]
+    pairs = [(one, policy[one.event.project_id].decide(one, True)) for one in results]
+    rollups.add(session, checks.complete(session, token, checker, pairs))
+    session.commit()
+
+
+@pytest.fixture
+def checked(http: TestClient, ingest: Headers, session: orm.Session) -> dict[str, str]:
+    """Three scored events (one flagged), one unscorable, one still waiting; their ids by output."""
+    sure = {"logprobs": [-0.01]}
+    ids = {
+        "good": post(http, ingest, output="good", customer="a", **sure),
+        "bad": post(http, ingest, output="bad", customer="b", **sure),
+        "fine": post(http, ingest, output="fine", customer="b", **sure),
+        "no": post(http, ingest, output="no", customer="b", **sure),
+    }
+    check_all(session, {"good": 0.9, "bad": 0.001, "fine": 0.5})
+    return ids | {"later": post(http, ingest, output="later", customer="b", **sure)}
+
+
+def test_rates_come_with_n_interval_and_coverage(http: TestClient, read: Headers, checked: dict[str, str]) -> None:
+    answer = http.get("/v1/cmer?bucket=1d", headers=read).json()
+    assert (answer["bucket"], answer["checker"]) == ("1d", CHECKER)
+    [row] = answer["rows"]
+    assert (row["n"], row["scored"], row["flagged"]) == (3, 3, 1)
+    assert row["cmer"] == pytest.approx(1 / 3)
+    assert 0 < row["low"] < 1 / 3 < row["high"] < 1
+    assert row["coverage"] == pytest.approx(4 / 5)
+    assert row["uer"] == pytest.approx(1 / 3)
+    assert len(row["sim_quartiles"]) == 3
+    assert (row["accepted"], row["waiting"], row["unscorable"]) == (5, 1, 1)
+
+
+def test_rates_are_grouped_and_filtered(http: TestClient, read: Headers, checked: dict[str, str]) -> None:
+    rows = http.get("/v1/cmer?bucket=1d&group_by=customer,endpoint", headers=read).json()["rows"]
+    assert [(row["customer"], row["endpoint"], row["n"], row["flagged"]) for row in rows] == [
+        ("a", "chat", 1, 0),
+        ("b", "chat", 2, 1),
+    ]
+    rows = http.get("/v1/cmer?bucket=1d&customer=a", headers=read).json()["rows"]
+    assert [(row["n"], row["flagged"]) for row in rows] == [(1, 0)]
+    assert http.get("/v1/cmer?customer=nobody", headers=read).json()["rows"] == []
+
+
+def test_every_bucket_width_counts_the_same(http: TestClient, read: Headers, checked: dict[str, str]) -> None:
+    for bucket in ("5m", "1h", "1d"):
+        rows = http.get(f"/v1/cmer?bucket={bucket}", headers=read).json()["rows"]
+        assert (sum(row["n"] for row in rows), sum(row["flagged"] for row in rows)) == (3, 1), bucket
+
+
+def test_without_an_n_there_is_no_rate_and_no_interval(
+    http: TestClient, ingest: Headers, read: Headers, session: orm.Session
+) -> None:
+    post(http, ingest)
+    [row] = http.get("/v1/cmer?bucket=1d", headers=read).json()["rows"]
+    assert (row["n"], row["cmer"], row["low"], row["high"], row["uer"]) == (0, None, None, None, None)
+    assert row["coverage"] == 0
+
+
+@pytest.mark.parametrize(
+    "query, field",
+    [
+        ("bucket=7m", "bucket"),
+        ("group_by=colour", "group_by"),
+        ("group_by=customer,colour", "group_by"),
+        ("custmer=a", "custmer"),
+        ("from=2026-11-24", "from"),
+        ("from=2026-11-24T00:00:00Z&to=2026-11-23T00:00:00Z", "from"),
+        ("bucket=5m&from=2026-01-01T00:00:00Z&to=2026-11-23T00:00:00Z", "from"),
+        ("to=tomorrow", "to"),
+        ("checker=nobody", "checker"),
+    ],
+)
+def test_a_question_that_makes_no_sense_is_refused_by_name(
+    http: TestClient, read: Headers, query: str, field: str
+) -> None:
+    answer = http.get(f"/v1/cmer?{query}", headers=read)
+    assert answer.status_code == 422
+    assert answer.json()["error"]["details"]["field"] == field
+
+
+def test_an_unescaped_plus_in_a_time_is_understood(http: TestClient, read: Headers) -> None:
+    answer = http.get("/v1/cmer?from=2026-11-20T00:00:00+01:00&to=2026-11-21T00:00:00Z", headers=read).json()
+    assert answer["from"] == "2026-11-19T23:00:00+00:00"
+
+
+def test_an_event_shows_its_check_and_decision(http: TestClient, read: Headers, checked: dict[str, str]) -> None:
+    bad = http.get(f"/v1/events/{checked['bad']}", headers=read).json()
+    assert bad["state"] == "checked"
+    assert (bad["check"]["outcome"], bad["check"]["checker"]) == ("scored", CHECKER)
+    assert (bad["check"]["similarity"], bad["check"]["score"]) == (0.3, 0.001)
+    assert bad["check"]["claims"] == [{"start": 0, "end": 3, "text": "bad", "similarity": 0.3, "percentile": 0.001}]
+    assert (bad["decision"]["flagged"], bad["decision"]["policy_version"]) == (True, 1)
+    unscorable = http.get(f"/v1/events/{checked['no']}", headers=read).json()
+    assert (unscorable["check"]["outcome"], unscorable["check"]["reasons"]) == ("unscorable", ["nothing_visual"])
+    assert unscorable["decision"] is None
+
+
+@pytest.mark.parametrize(
+    "query, outputs",
+    [
+        ("flagged=true", {"bad"}),
+        ("flagged=false", {"good", "fine", "no", "later"}),
+        ("outcome=scored", {"good", "bad", "fine"}),
+        ("outcome=unscorable", {"no"}),
+        ("state=checked", {"good", "bad", "fine", "no"}),
+        ("state=waiting", {"later"}),
+        ("flagged=true&customer=a", set()),
+    ],
+)
+def test_lists_filter_by_check_and_decision(
+    http: TestClient, read: Headers, checked: dict[str, str], query: str, outputs: set[str]
+) -> None:
+    rows = http.get(f"/v1/events?{query}", headers=read).json()["rows"]
+    assert {row["id"] for row in rows} == {checked[output] for output in outputs}
+
+
+def test_the_ledger_balances_every_hour_and_in_total(http: TestClient, read: Headers, checked: dict[str, str]) -> None:
+    answer = http.get("/v1/ledger", headers=read).json()
+    expected = {"accepted": 5, "scored": 3, "unscorable": 1, "waiting": 1}
+    zero = dict.fromkeys(("invalid_image", "model_error", "quarantined"), 0)
+    assert answer["totals"] == expected | zero
+    for row in answer["rows"]:
+        parts = [row[name] for name in answer["totals"] if name != "accepted"]
+        assert row["accepted"] == sum(parts)
+        assert row["difference"] == 0
+
+
+def test_the_ledger_shows_an_event_that_went_missing(
+    http: TestClient, ingest: Headers, read: Headers, session: orm.Session
+) -> None:
+    post(http, ingest)
+    session.execute(sa.delete(models.Work))
+    session.commit()
+    [row] = http.get("/v1/ledger", headers=read).json()["rows"]
+    assert (row["accepted"], row["difference"]) == (1, 1)
+
+
+def numbers(text: str) -> dict[str, float]:
+    return {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line[0] != "#"}
+
+
+def test_metrics_count_what_became_of_events(http: TestClient, ingest: Headers, session: orm.Session) -> None:
+    before = numbers(http.get("/metrics").text)
+    http.post(
+        "/v1/events", json={"events": [event(event_id="a"), event(event_id="a"), event(output="")]}, headers=ingest
+    )
+    http.post("/v1/events", json=event(output=""), headers=ingest)
+    answer = http.get("/metrics")
+    after = numbers(answer.text)
+    grown = {name: after[name] - before[name] for name in after}
+    assert grown['cmerwatch_events_total{status="accepted"}'] == 1
+    assert grown['cmerwatch_events_total{status="duplicate"}'] == 1
+    assert grown['cmerwatch_events_total{status="rejected"}'] == 2
+    assert grown["cmerwatch_ingest_seconds_count"] == 1
+    assert after["cmerwatch_waiting"] == 1
+    assert after["cmerwatch_quarantined"] == 0
+    session.execute(sa.update(models.Work).values(state=models.QUARANTINED))
+    session.commit()
+    later = numbers(http.get("/metrics").text)
+    assert (later["cmerwatch_waiting"], later["cmerwatch_quarantined"]) == (0, 1)
+
+
+def test_metrics_are_well_formed(http: TestClient) -> None:
+    answer = http.get("/metrics")
+    assert answer.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+    for line in answer.text.splitlines():
+        assert re.fullmatch(r'# (HELP|TYPE) cmerwatch_\w+ .+|cmerwatch_\w+(\{\w+="[^"]+"\})? [\d.e+-]+', line), line
+    buckets = [value for name, value in numbers(answer.text).items() if "_bucket" in name]
+    assert buckets == sorted(buckets)
+    assert buckets[-1] == numbers(answer.text)["cmerwatch_ingest_seconds_count"]
+
+
+def test_ready_says_how_far_ahead_events_can_be_taken(http: TestClient, session: orm.Session) -> None:
+    answer = http.get("/readyz").json()
+    assert (answer["status"], answer["database"], answer["clock"]) == ("ready", "ready", "ready")
+    assert answer["partition_days_ahead"] >= 8
+    assert dt.timedelta(seconds=answer["clock_skew_seconds"]) < dt.timedelta(seconds=30)
