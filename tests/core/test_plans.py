@@ -1,0 +1,89 @@
+"""How Postgres goes about the hot statements: by index, and in the partitions of the days asked for only."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+import uuid
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from cmerwatch import checks, event_views, ids, ledger, models
+from cmerwatch.event_views import EventFilter
+from tests import factories
+
+WAITING = 20_000
+
+
+def plan(session: orm.Session, statement: str, **values: Any) -> str:
+    return "\n".join(session.scalars(sa.text(f"EXPLAIN (COSTS OFF) {statement}"), values))
+
+
+def days(plan: str, table: str) -> set[str]:
+    return set(re.findall(rf" on {table}_p(\d{{8}})", plan))
+
+
+@pytest.fixture
+def crowd(session: orm.Session, project: models.Project) -> None:
+    """Much waiting work, as statistics know it."""
+    session.execute(
+        sa.text(
+            "INSERT INTO work (event_id, project_id, bucket) "
+            "SELECT gen_random_uuid(), :project, now() FROM generate_series(1, :n)"
+        ),
+        {"project": project.id, "n": WAITING},
+    )
+    session.execute(sa.text("ANALYZE work"))
+
+
+def test_claiming_and_looking_for_work_never_read_the_whole_queue(session: orm.Session, crowd: None) -> None:
+    claim = plan(session, checks._CLAIM.text, n=256, token=uuid.uuid4(), lease=30)
+    assert "Seq Scan on work" not in claim
+    assert "ix_work" in claim
+    read = session.execute(
+        sa.text(f"EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, FORMAT JSON) {checks._CLAIM.text}"),
+        {"n": 256, "token": uuid.uuid4(), "lease": 30},
+    ).scalar_one()
+    most = max(node["Actual Rows"] for node in nodes(read[0]["Plan"]))
+    assert most == 256, "a batch reads a batch"
+
+
+def nodes(node: dict[str, Any]) -> list[dict[str, Any]]:
+    return [node, *(found for child in node.get("Plans", ()) for found in nodes(child))]
+
+
+def test_a_batch_is_read_from_the_partitions_of_its_days(session: orm.Session, project: models.Project) -> None:
+    made = factories.ingest_many(session, project.id, 3)
+    today = f"{dt.datetime.now(dt.UTC):%Y%m%d}"
+    values = {"ids": made, "low": made[0], "high": made[-1]}
+    assert days(plan(session, checks._EVENTS.text, **values), "events") <= {today}
+    assert days(plan(session, checks._BODIES.text, **values), "event_bodies") <= {today}
+
+
+def test_an_hour_of_the_ledger_reads_one_day(session: orm.Session, project: models.Project) -> None:
+    start = dt.datetime.now(dt.UTC).replace(minute=0, second=0, microsecond=0)
+    end = start + dt.timedelta(hours=1)
+    values = {"start": start, "end": end, "low": ids.first(start), "high": ids.first(end)}
+    assert days(plan(session, ledger._HOURS.text, project=project.id, **values), "events") == {f"{start:%Y%m%d}"}
+
+
+def test_a_window_of_events_reads_its_days(session: orm.Session, project: models.Project) -> None:
+    start = dt.datetime.combine(dt.datetime.now(dt.UTC).date(), dt.time(), dt.UTC)
+    wanted = EventFilter(start=start, end=start + dt.timedelta(days=1))
+    values = {"project": project.id, "limit": 51, **event_views._values(wanted, None)}
+    found = plan(session, event_views._sql(wanted, False), **values)
+    assert days(found, "events") == {f"{start:%Y%m%d}"}
+
+
+def test_an_event_is_found_by_its_senders_id_without_a_look_at_the_others(
+    session: orm.Session, project: models.Project
+) -> None:
+    wanted = EventFilter(event_key="mine")
+    values = {"project": project.id, "limit": 51, **event_views._values(wanted, None)}
+    found = plan(session, event_views._sql(wanted, False), **values)
+    assert "pk_ingest_keys" in found
+    for table in ("events", "event_bodies", "checks"):
+        assert f"Seq Scan on {table}_p" not in found
