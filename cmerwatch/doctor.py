@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import struct
 import time
@@ -98,18 +99,20 @@ class _Visit:
         return self._call("GET", f"/v1/events/{self.event_id}", expect=200)
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None = None, *, expect: int) -> dict[str, Any]:
-        request = urllib.request.Request(
-            self.url + path,
-            method=method,
-            data=None if body is None else json.dumps(body).encode(),
-            headers={"Authorization": f"Bearer {self.api_key}", "Content-Type": "application/json"},
-        )
+        if not self.url.startswith(("http://", "https://")):
+            raise Failed(f"{self.url!r} is no address of a server; it begins with http:// or https://")
         try:
+            request = urllib.request.Request(
+                self.url + path,
+                method=method,
+                data=None if body is None else json.dumps(body).encode(),
+                headers={"Authorization": f"Bearer {self.api_key}", "Content-Type": "application/json"},
+            )
             with urllib.request.urlopen(request, timeout=10) as reply:
                 status, text = reply.status, reply.read()
         except urllib.error.HTTPError as error:
             raise Failed(f"{method} {path} answered {error.code}: {_reason(error.read())}") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             raise Failed(f"{method} {self.url}{path} got no answer: {getattr(error, 'reason', error)}") from None
         if status != expect:
             raise Failed(f"{method} {path} answered {status} instead of {expect}. Is this a cmerwatch server?")

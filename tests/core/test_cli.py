@@ -262,6 +262,19 @@ def test_the_doctor_names_the_step_that_fails(
     assert said in steps[-1].said
 
 
+@pytest.mark.parametrize(
+    "url", ["", "--api-key", "file:///etc", "http://127.0.0.1:1", "http://127.0.0.1:99999", "http://["]
+)
+def test_an_address_that_is_no_server_is_a_failed_step_and_no_traceback(url: str) -> None:
+    (step,) = doctor.examine(url, "key")
+    assert (step.name, step.is_ok) == ("reach the server", False)
+
+
+def test_a_key_that_cannot_stand_in_a_header_is_a_failed_step(server: Callable[[Answers], str]) -> None:
+    (step,) = doctor.examine(server(WELL), "key\n")
+    assert not step.is_ok
+
+
 def test_compose_runs_commands_this_command_line_has_and_settings_that_exist() -> None:
     services = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())["services"]
     known = set(settings.Settings.model_fields)
