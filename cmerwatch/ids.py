@@ -34,4 +34,4 @@ def key_hash(event_key: str) -> bytes:
 
 def _milliseconds(at: dt.datetime) -> int:
     """In whole numbers: `timestamp() * 1000` is a float that falls into the millisecond before for one in a few."""
-    return ((at - _EPOCH) // dt.timedelta(milliseconds=1)) & (2**48 - 1)
+    return max(0, (at - _EPOCH) // dt.timedelta(milliseconds=1))  # no ids before 1970

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import orm
 
 from cmerwatch import access, blobs, db, models, partitions, policies, settings
 from tests import stack
+
+# No deadline: how long an example takes on a busy machine says nothing about the code.
+hypothesis.settings.register_profile("cmerwatch", deadline=None)
+hypothesis.settings.load_profile("cmerwatch")
 
 SECRET = "test-secret-key-of-more-than-32-characters"
 

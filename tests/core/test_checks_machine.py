@@ -136,7 +136,7 @@ def test_whatever_happens_every_event_is_checked_at_most_once_and_counted_right(
     stateful.run_state_machine_as_test(  # type: ignore[no-untyped-call]
         EventsInFlight,
         settings=hypothesis.settings(
-            max_examples=40,
+            max_examples=25,
             stateful_step_count=25,
             deadline=None,
             suppress_health_check=list(hypothesis.HealthCheck),

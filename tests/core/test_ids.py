@@ -51,6 +51,12 @@ def test_without_a_moment_it_is_now() -> None:
     assert before <= ids.moment(ids.uuid7()) <= dt.datetime.now(dt.UTC)
 
 
+def test_bounds_outside_of_what_ids_can_say_still_bound() -> None:
+    """A page asked for from 1960 on begins with the first id there is, not after the last."""
+    long_ago, far_off = dt.datetime(1960, 1, 1, tzinfo=dt.UTC), dt.datetime.max.replace(tzinfo=dt.UTC)
+    assert ids.first(long_ago) < ids.uuid7() < ids.first(far_off)
+
+
 def test_a_time_without_a_zone_is_refused_rather_than_taken_for_the_servers() -> None:
     with pytest.raises(TypeError):
         ids.uuid7(dt.datetime(2026, 1, 1))  # noqa: DTZ001
