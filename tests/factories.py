@@ -13,8 +13,9 @@ import sqlalchemy as sa
 from PIL import Image
 from sqlalchemy import orm
 
-from cmerwatch import access, checks, events, ids, models, policies, reviews, rollups
+from cmerwatch import access, checks, db, events, ids, models, policies, reviews, rollups
 from cmerwatch.shapes import CheckResult, Claimed, ClaimScore, Decided, Decision, Slice
+from tests import stack
 
 AT = dt.datetime(2026, 3, 4, 10, 17, 30, tzinfo=dt.UTC)
 
@@ -80,6 +81,16 @@ def expire(session: orm.Session, token: uuid.UUID | None = None) -> None:
         ),
         {"token": token},
     )
+
+
+def wait_for_locks(n: int) -> None:
+    """Until n statements of this database wait for another's lock."""
+    waiting = sa.text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    with db.SessionLocal() as session:
+        session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
+        stack.wait_until(lambda: session.scalar(waiting) == n)
 
 
 def claimed(**fields: Any) -> Claimed:

@@ -373,31 +373,3 @@ def test_waiting_is_counted_per_project_and_without_quarantine(
     session.execute(sa.text("UPDATE work SET state = 9 WHERE event_id = (SELECT min(event_id::text)::uuid FROM work)"))
     assert checks.waiting(session, project.id) == 2
     assert checks.waiting(session) == 3
-
-
-def test_completions_that_share_keys_never_deadlock(committed: str) -> None:
-    """Four workers, each with every slice in its batch in another order."""
-    endpoints = [f"/e{number}" for number in range(12)]
-    with db.transaction() as session:
-        project_id, checker_id = factories.project(session), factories.checker(session)
-        for _ in range(16):
-            for endpoint in endpoints:
-                factories.ingest(session, project_id, endpoint=endpoint)
-    start = threading.Barrier(4)
-
-    def worker(number: int) -> int:
-        start.wait()
-        done = 0
-        while True:
-            with db.transaction() as session:
-                token, batch = factories.claim(session, 12)
-            if not batch:
-                return done
-            batch.sort(key=lambda event: event.slice.endpoint, reverse=bool(number % 2))
-            with db.transaction() as session:
-                done += len(factories.complete(session, token, checker_id, map(factories.result, batch)))
-
-    with ThreadPoolExecutor(4) as pool:
-        assert sum(future.result() for future in [pool.submit(worker, n) for n in range(4)]) == 192
-    with db.transaction() as session:
-        assert rollups.differences(session, project_id) == []

@@ -72,10 +72,10 @@ def test_books_that_disagree_show_it(
 def test_an_hour_is_utc_whatever_zone_it_is_asked_in(
     session: orm.Session, project: models.Project, now: dt.datetime
 ) -> None:
-    factories.ingest_many(session, project.id, 3, received_at=now + dt.timedelta(minutes=5))
+    factories.ingest_many(session, project.id, 3, received_at=now + dt.timedelta(minutes=45))
     factories.check_all(session)
     india = dt.timezone(dt.timedelta(hours=5, minutes=30))
-    start = (now + dt.timedelta(minutes=10)).astimezone(india)
+    start = (now + dt.timedelta(minutes=40)).astimezone(india)  # 10 past a full hour there
     rows = ledger.hours(session, project.id, start, start + dt.timedelta(minutes=1))
     assert [(row.hour, row.accepted, row.difference) for row in rows] == [(now, 3, 0)]
 

@@ -98,9 +98,7 @@ def test_of_two_who_save_at_once_one_is_told(committed: str) -> None:
                 return policies.create(second, project_id, RULES, "user:bob")
 
         waiting = pool.submit(save)
-        with db.SessionLocal() as watching:
-            while not watching.scalar(sa.text("SELECT count(*) FROM pg_locks WHERE NOT granted")):
-                watching.rollback()
+        factories.wait_for_locks(1)
         first.commit()
         with pytest.raises(errors.Conflict, match="version 2"):
             waiting.result(20)

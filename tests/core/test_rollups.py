@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import datetime as dt
+from concurrent.futures import ThreadPoolExecutor
 
 import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import orm
 
-from cmerwatch import intervals, models, rollups
+from cmerwatch import db, intervals, models, rollups
 from cmerwatch.shapes import Decided, Slice
 from tests import factories
 
@@ -138,6 +139,26 @@ def test_each_slice_has_a_row_of_its_own(session: orm.Session, project: models.P
     factories.check_all(session)
     keys = session.execute(sa.select(models.Rollup5m.customer, models.Rollup5m.model_version)).all()
     assert sorted(map(tuple, keys)) == [("", ""), ("", "2"), ("c", "")]
+
+
+def test_completions_that_share_keys_in_opposite_orders_never_deadlock(committed: str) -> None:
+    """A third holds the middle key until both have begun: in an order of their own each would hold the other's next."""
+    checks = [factories.decided(slice=Slice(endpoint)) for endpoint in ("/a", "/m", "/z")]
+
+    def add(order: int) -> None:
+        with db.transaction() as session:
+            rollups.add(session, checks[::order])
+
+    add(1)
+    with db.SessionLocal() as third, ThreadPoolExecutor(2) as pool:
+        third.execute(sa.text("SELECT FROM rollups_5m WHERE endpoint = '/m' FOR UPDATE"))
+        adding = [pool.submit(add, order) for order in (1, -1)]
+        factories.wait_for_locks(2)
+        third.rollback()
+        for one in adding:
+            one.result(20)
+    with db.transaction() as session:
+        assert session.scalars(sa.select(models.Rollup5m.scored)).all() == [3, 3, 3]
 
 
 # The recount
