@@ -7,6 +7,7 @@ import argparse
 import random
 import sys
 import time
+from collections import defaultdict
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -17,7 +18,7 @@ import numpy as np  # noqa: E402
 from cmerwatch import errors  # noqa: E402
 from cmerwatch_worker import bundle, checkers, reference  # noqa: E402
 from cmerwatch_worker.checkers.base import Checker  # noqa: E402
-from toy_vlm import build_bundle, captions, evaluate_checker, scenes  # noqa: E402
+from toy_vlm import build_bundle, captions, evaluate_checker, grammar, scenes  # noqa: E402
 
 TRAINED = ROOT / "examples" / "toy_vlm" / "checker"
 GOAL = 0.95
@@ -33,6 +34,7 @@ def main() -> int:
     size = sum(path.stat().st_size for path in bundle.DEMO.iterdir())
     print(f"{demo.id}  ({demo.label})  {size / 1e6:.2f} MB")
     held = [_accuracy(demo, count), _right_answers(demo), _parity(demo), size <= MAX_BYTES]
+    _caught(demo)
     _speed(demo)
     print("all figures hold" if all(held) else "A FIGURE DOES NOT HOLD")
     return 0 if all(held) else 1
@@ -72,6 +74,30 @@ def _right_answers(demo: Checker) -> bool:
         held &= 0.02 <= right <= 0.08
         print(f"  {kind:10s} right {right:6.1%}   another picture's {wrong:6.1%}   (n {len(fresh.own[kind])} each)")
     return held
+
+
+def _caught(demo: Checker) -> None:
+    """Share of right answers with one thing made wrong that fall below the 5 % point: what the default policy flags."""
+    if demo.reference is None:
+        raise SystemExit("the demo bundle has no reference")
+    rng = random.Random(2027)
+    drawn = [scenes.sample_where(rng, held_out=True) for _ in range(1000)]
+    edited = [
+        (i, prompt_type, kind, captions.say(false, rng))
+        for i, scene in enumerate(drawn)
+        for prompt_type in captions.PROMPTS
+        for claim in grammar.parse(captions.answer(scene, prompt_type))[:1]
+        for kind, false in captions.false_neighbours(scene, claim, rng)
+    ]
+    images, texts = [scenes.render(scene) for scene in drawn], [text for *_, text in edited]
+    logits = evaluate_checker.similarity(demo, images, texts, [i for i, *_ in edited])
+    flagged: dict[str, list[bool]] = defaultdict(list)
+    for (_, prompt_type, kind, _), logit in zip(edited, logits, strict=True):
+        flagged[kind].append(reference.percentile(demo.reference, prompt_type, logit[None])[0] < 0.05)
+    print("\nwrong answers flagged at the same point, by what is wrong in them")
+    for kind in (*captions.CLAIMED_EDITS, *captions.BLIND_EDITS):
+        if flagged[kind]:
+            print(f"  {kind:10s} {np.mean(flagged[kind]):6.1%}  (n {len(flagged[kind])})")
 
 
 def _parity(demo: Checker) -> bool:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from open_clip.model import CLIP
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from toy_vlm import training_data
 from toy_vlm.training_data import NEGATIVES, POSITIVES, Pool
@@ -30,6 +30,7 @@ SIDE = 64
 BATCH = 128
 HARD = 3  # own false sentences per image and step
 OWN_WEIGHT = 6.0  # of an image's own sentences against those of the rest of the batch
+LR = 1e-3
 WARM_START = 4000  # scenes in the pool before the first step
 
 
@@ -58,16 +59,20 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=400_000)
     parser.add_argument("--producers", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--resume", action="store_true", help="go on from the weights in --out")
+    parser.add_argument("--rate", type=float, default=LR, help="highest learning rate")
     args = parser.parse_args()
     folder = args.pool or Path(tempfile.mkdtemp(prefix="drawn-scenes-"))
     try:
-        train(args.minutes, args.out, folder, args.scenes, args.producers, args.threads)
+        train(args.minutes, args.out, folder, args.scenes, args.producers, args.threads, args.resume, args.rate)
     finally:
         if args.pool is None:
             shutil.rmtree(folder)
 
 
-def train(minutes: float, out: Path, folder: Path, rows: int, producers: int, threads: int) -> None:
+def train(
+    minutes: float, out: Path, folder: Path, rows: int, producers: int, threads: int, resume: bool, rate: float
+) -> None:
     """Train for `minutes` and leave config.json, tokenizer.json and weights.safetensors (fp16) in `out`."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -78,11 +83,14 @@ def train(minutes: float, out: Path, folder: Path, rows: int, producers: int, th
         json.dumps({**ABOUT, "model_cfg": cfg, "preprocess_cfg": PREPROCESS}, indent=1) + "\n"
     )
     (out / "tokenizer.json").write_text(json.dumps(tokenizer.to_json()) + "\n")
+    model = CLIP(**cfg).to(memory_format=torch.channels_last)
+    if resume:
+        model.load_state_dict(load_file(out / "weights.safetensors"))
     pool = training_data.open_pool(folder, rows, SIDE, "w+")
     done = np.memmap(folder / "done", np.int64, "w+", shape=(producers,))
     workers = [_start(folder, rows, producers, i) for i in range(producers)]
     try:
-        _loop(minutes * 60, out, pool, done, cfg)
+        _loop(minutes * 60, out, pool, done, model, rate)
     finally:
         for worker in workers:
             worker.terminate()
@@ -109,16 +117,15 @@ def _produce(folder: Path, rows: int, producers: int, worker: int) -> None:
     training_data.fill(pool, worker * share, (worker + 1) * share, 1000 + worker, tokenizer, done, worker)
 
 
-def _loop(seconds: float, out: Path, pool: Pool, done: NDArray[np.int64], cfg: dict[str, Any]) -> None:
-    model = CLIP(**cfg).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(_groups(model), lr=LR, betas=(0.9, 0.98))
+def _loop(seconds: float, out: Path, pool: Pool, done: NDArray[np.int64], model: CLIP, rate: float) -> None:
+    optimizer = torch.optim.AdamW(_groups(model), lr=rate, betas=(0.9, 0.98))
     rng = np.random.default_rng(0)
     while int(done.sum()) < WARM_START:
         time.sleep(0.5)
     start, step, saved, total = time.monotonic(), 0, 0.0, 0.0
     while (spent := time.monotonic() - start) < seconds:
         for group in optimizer.param_groups:
-            group["lr"] = LR * _schedule(step, spent / seconds)
+            group["lr"] = rate * _schedule(step, spent / seconds)
         loss = _step(model, optimizer, pool, _draw(rng, done, len(pool.pixels)), rng)
         step, total = step + 1, total + loss
         if step % 50 == 0:
@@ -129,9 +136,6 @@ def _loop(seconds: float, out: Path, pool: Pool, done: NDArray[np.int64], cfg: d
             save(model, out)
     save(model, out)
     print(f"done: {step} steps, {step * BATCH} images", flush=True)
-
-
-LR = 1e-3
 
 
 def _groups(model: CLIP) -> list[dict[str, Any]]:
