@@ -12,7 +12,8 @@ from playwright.sync_api import Page, expect
 from tests.e2e.conftest import Opener, Site
 from tests.web import seeded
 
-pytestmark = pytest.mark.e2e
+# One group: of four workers one drives the browser, instead of four each starting a server and a Chromium.
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("browser")]
 
 SignedIn = Callable[..., Page]
 EVIL = (

@@ -81,7 +81,11 @@ def test_rows_of_few_outputs_are_marked(console: TestClient, lay) -> None:  # ty
 
 
 def test_waiting_events_lower_the_coverage_and_are_counted(
-    console: TestClient, lay, session: orm.Session, blob_store: blobs.BlobStore, project: models.Project  # type: ignore[no-untyped-def]
+    console: TestClient,
+    lay,
+    session: orm.Session,
+    blob_store: blobs.BlobStore,
+    project: models.Project,  # type: ignore[no-untyped-def]
 ) -> None:
     lay(9, endpoint="/a")
     seeded.event(session, blob_store, project.id, endpoint="/a")
@@ -166,7 +170,11 @@ def test_a_filter_keeps_the_colour_of_a_version(console: TestClient, lay) -> Non
 
 
 def test_another_projects_events_count_nowhere(
-    console: TestClient, lay, session: orm.Session, blob_store: blobs.BlobStore, stranger: models.Project  # type: ignore[no-untyped-def]
+    console: TestClient,
+    lay,
+    session: orm.Session,
+    blob_store: blobs.BlobStore,
+    stranger: models.Project,  # type: ignore[no-untyped-def]
 ) -> None:
     seeded.event(session, blob_store, stranger.id, endpoint="/secret")
     lay(3)

@@ -14,7 +14,13 @@ from sqlalchemy import orm
 from cmerwatch import access, models, settings
 from cmerwatch_web import app as web
 
-PAGES = ("/", "/events", "/events/01939f00-0000-7000-8000-000000000000", "/ledger", "/media/01939f00-0000-7000-8000-000000000000/0")
+PAGES = (
+    "/",
+    "/events",
+    "/events/01939f00-0000-7000-8000-000000000000",
+    "/ledger",
+    "/media/01939f00-0000-7000-8000-000000000000/0",
+)
 PASSWORD = "correct horse battery"
 
 
@@ -87,7 +93,8 @@ def test_every_page_asks_for_a_sign_in_and_remembers_the_way(anyone: TestClient,
 
 
 @pytest.mark.parametrize(
-    "elsewhere", ["https://evil.example", "//evil.example", "/\\evil.example", "javascript:alert(1)", "\\\\evil", "/\t/evil"]
+    "elsewhere",
+    ["https://evil.example", "//evil.example", "/\\evil.example", "javascript:alert(1)", "\\\\evil", "/\t/evil"],
 )
 def test_a_sign_in_never_sends_people_to_another_site(anyone: TestClient, user: models.User, elsewhere: str) -> None:
     answer = anyone.post("/sign-in", data={"login": "ada", "password": PASSWORD, "next": elsewhere})

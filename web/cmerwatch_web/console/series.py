@@ -1,0 +1,132 @@
+"""Rollup rows made into the points of a chart: sums, sensible widths, versions with colours of their own. Pure."""
+
+from __future__ import annotations
+
+import datetime as dt
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from cmerwatch import intervals
+from cmerwatch.cmer_series import CmerRow
+from cmerwatch_web import charts
+from cmerwatch_web.console import text
+from cmerwatch_web.console.views import View
+
+WIDER = (1, 2, 3, 4, 6, 8, 12, 24)  # buckets per point of the chart
+ENOUGH = 50  # outputs per point aimed at: what alerts, too, ask for before they trust a rate
+POINTS = 12  # that stay, however few outputs there are
+WORTH_A_MARK = 0.01  # share of the outputs a version needs before its arrival is marked
+
+COUNTED = (
+    "scored",
+    "unscorable",
+    "invalid_image",
+    "model_error",
+    "undecided",
+    "n",
+    "flagged",
+    "low",
+    "low_unconfirmed",
+    "waiting",
+    "quarantined",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """The chart: bins, and the versions by which its bars are stacked; `legend` has those that occur, with colours."""
+
+    bins: list[charts.Bin]
+    versions: list[str]
+    legend: list[tuple[int, str]]
+    markers: list[charts.Marker]
+    bin_seconds: int
+
+
+def bucket(view: View) -> tuple[str, int]:
+    """The rollup width to read for a window, by name and in seconds: at most 336 of them."""
+    span = view.end - view.start
+    if span <= dt.timedelta(hours=3):
+        return "5m", 300
+    return ("1h", 3600) if span <= dt.timedelta(days=14) else ("1d", 86_400)
+
+
+def add(rows: Iterable[CmerRow], start: dt.datetime) -> CmerRow:
+    """The sum of rows: every column is additive, the histograms bin by bin."""
+    rows = list(rows)
+    return CmerRow(
+        start=start,
+        group={},
+        **{name: sum(getattr(row, name) for row in rows) for name in COUNTED},
+        sim_hist=[sum(column) for column in zip(*(row.sim_hist for row in rows), strict=True)],
+        score_hist=[sum(column) for column in zip(*(row.score_hist for row in rows), strict=True)],
+    )
+
+
+def make(counts: Sequence[CmerRow], similarity: Sequence[CmerRow], view: View, versions: Sequence[str]) -> Series:
+    """`counts` are by bucket and model version, `similarity` by bucket with histograms."""
+    seconds = bucket(view)[1]
+    width = dt.timedelta(seconds=seconds * _wide(counts, view, seconds))
+    bins, start = [], view.start
+    while start < view.end:
+        end = min(start + width, view.end)
+        own = [row for row in counts if start <= row.start < end]
+        bins.append(_bin(own, [row for row in similarity if start <= row.start < end], start, end, versions))
+        start = end
+    names = [text.visible(name) or "(none)" for name in versions] + ["others"]
+    legend = [(i, name) for i, name in enumerate(names) if any(one.volumes[i] for one in bins)]
+    return Series(bins, names, legend, _markers(counts, versions, bins), int(width.total_seconds()))
+
+
+def _wide(rows: Sequence[CmerRow], view: View, seconds: int) -> int:
+    """Buckets per point: the fewest with which half of the points hold enough outputs to mean something."""
+    counts: dict[int, int] = {}
+    for row in rows:
+        i = int((row.start - view.start).total_seconds()) // seconds
+        counts[i] = counts.get(i, 0) + row.n
+    most = max(1, int((view.end - view.start).total_seconds()) // seconds // POINTS)
+    for wide in WIDER:
+        points: dict[int, int] = {}
+        for i, n in counts.items():
+            points[i // wide] = points.get(i // wide, 0) + n
+        enough = points and statistics.median(points.values()) >= ENOUGH
+        if enough or wide >= most:
+            return wide
+    return WIDER[-1]
+
+
+def _bin(
+    counts: Sequence[CmerRow],
+    similarity: Sequence[CmerRow],
+    start: dt.datetime,
+    end: dt.datetime,
+    versions: Sequence[str],
+) -> charts.Bin:
+    n, flagged = sum(row.n for row in counts), sum(row.flagged for row in counts)
+    by_version = [sum(row.accepted for row in counts if row.group["model_version"] == name) for name in versions]
+    low, high = intervals.wilson(flagged, n)
+    return charts.Bin(
+        start=start,
+        end=end,
+        n=n,
+        flagged=flagged,
+        low=low,
+        high=high,
+        volumes=(*by_version, sum(row.accepted for row in counts) - sum(by_version)),
+        quartiles=add(similarity, start).sim_quartiles,
+    )
+
+
+def _markers(rows: Sequence[CmerRow], versions: Sequence[str], bins: Sequence[charts.Bin]) -> list[charts.Marker]:
+    """Where a version first shows up after others were there: the line stands before its first bar, and says when."""
+    first = {name: [row.start for row in rows if row.group["model_version"] == name] for name in versions}
+    accepted = {name: sum(row.accepted for row in rows if row.group["model_version"] == name) for name in versions}
+    made = []
+    for name, starts in first.items():
+        if not starts or min(starts) == rows[0].start or accepted[name] < WORTH_A_MARK * sum(accepted.values()):
+            continue
+        at = max(one.start for one in bins if one.start <= min(starts))
+        called = text.shorten(text.visible(name), 24) or "(none)"
+        made.append(charts.Marker(at, f"{called} from {min(starts):%-d %b %H:%M}"))
+    return made
