@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+from cmerwatch import errors
 from cmerwatch.embedded.children import Child, Stopped
 
 # A child that crashes at once is started again at most this often, so that a broken one does not eat the machine.
@@ -96,4 +97,10 @@ class Stack:
         code = server.child.process.returncode if server.child.process else None
         self.say(f"{name} ended with {code}; starting it again (log: {server.child.log})")
         server.child.kill()  # what it left in its session
-        server.start(stopping=self._stopping.is_set)
+        try:
+            if isinstance(server, Process):
+                server.child.start()  # not waited for: what it needs may have ended too, and is looked at next
+            else:
+                server.start(stopping=self._stopping.is_set)
+        except errors.StartRefused as error:
+            self.say(error.message)  # tried again; the others go on meanwhile

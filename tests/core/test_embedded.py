@@ -331,6 +331,37 @@ def test_a_child_that_crashes_is_started_again(parent: subprocess.Popen[bytes], 
     assert parent.poll() is None
 
 
+def test_a_child_that_crashes_at_every_start_does_not_bring_the_others_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cmerwatch.embedded.stack.RESTART_SECONDS", 0.05)
+    said: list[str] = []
+    well = child(tmp_path, "import time; time.sleep(600)")
+    broken = child(tmp_path, "raise SystemExit(3)")
+    stack = embedded.Stack(said.append)
+    with stack.running():
+        stack.start(embedded.Process(well, lambda: True))
+        stack.start(embedded.Process(broken, lambda: True))
+        stack.watch(until=lambda: len(said) >= 3)
+        assert well.is_running
+        assert all("ended with 3; starting it again" in line for line in said)
+    assert not well.is_running
+
+
+def test_a_server_that_refuses_to_start_again_is_tried_until_it_does(
+    redis: embedded.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cmerwatch.embedded.stack.RESTART_SECONDS", 0.05)
+    said: list[str] = []
+    stack = embedded.Stack(said.append)
+    stack.servers.append(redis)
+    started, redis.server = redis.server, Path("/nowhere/redis-server")
+    redis.kill()
+    stack.watch(until=lambda: any("redis ended while starting" in line for line in said))
+    redis.server = started
+    stack.watch(until=redis.is_answering)
+
+
 def test_a_request_to_stop_during_a_slow_start_is_heard(tmp_path: Path) -> None:
     stack = embedded.Stack()
     slow = child(tmp_path, "import time; time.sleep(600)")
