@@ -7,7 +7,7 @@ import datetime as dt
 import hashlib
 import json
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -83,12 +83,13 @@ def ingest_many(
     project_id: uuid.UUID,
     batch: Sequence[NewEvent],
     *,
-    coming: Collection[str] = (),
+    coming: Sequence[Picture] = (),
     received_at: dt.datetime | None = None,
 ) -> list[Ingested | errors.CmerwatchError]:
     """Store what can be stored, in the order given; Conflict, ImageUnknown or Invalid stands where one was refused.
 
-    `coming` are images that the caller stores for the accepted events before it commits.
+    `coming` are images whose bytes the caller puts on durable storage before it commits: those that an accepted event
+    names are noted here, in the same round trip.
     """
     try:
         with session.begin_nested() if len(batch) > 1 else contextlib.nullcontext():
@@ -107,7 +108,7 @@ def _ingest_alone(
     session: orm.Session,
     project_id: uuid.UUID,
     event: NewEvent,
-    coming: Collection[str],
+    coming: Sequence[Picture],
     received_at: dt.datetime | None,
 ) -> list[Ingested | errors.CmerwatchError]:
     try:
@@ -121,14 +122,14 @@ def _ingest_together(
     session: orm.Session,
     project_id: uuid.UUID,
     batch: Sequence[NewEvent],
-    coming: Collection[str],
+    coming: Sequence[Picture],
     received_at: dt.datetime | None,
 ) -> list[Ingested | errors.CmerwatchError]:
     now = received_at or dt.datetime.now(dt.UTC)
     made = [(ids.uuid7(now), event) for event in batch]
     rows = json.dumps([_row(event_id, event, now) for event_id, event in made], default=str)
-    values = {"project": project_id, "rows": rows, "now": now, "bucket": bucket_of(now), "coming": list(coming)}
-    stored = set(session.scalars(_INGEST, values))
+    values = {"project": project_id, "rows": rows, "now": now, "bucket": bucket_of(now)}
+    stored = set(session.scalars(_INGEST, values | _columns(coming)))
     return [
         Ingested(event_id, "accepted") if event_id in stored else _recognise(session, project_id, event, coming)
         for event_id, event in made
@@ -138,7 +139,7 @@ def _ingest_together(
 # One statement for a whole batch: at 64 events the round trips of one INSERT each would cost more than the fsync.
 # Two retries at once meet at the primary key of ingest_keys: the second waits for the first's commit, is left out
 # here, and is recognised by the statement after. Keys are taken in order, so that two batches cannot deadlock.
-# Images are looked up by a scalar subquery: as NOT EXISTS, a plan cached on an empty table joins a project's every image.
+# Images are looked up by a scalar subquery: of NOT EXISTS a plan cached on an empty table joins all the project's images.
 _INGEST = sa.text(
     """
     WITH sent AS MATERIALIZED (
@@ -151,7 +152,7 @@ _INGEST = sa.text(
     ), whole AS (
         SELECT * FROM sent WHERE NOT EXISTS (
             SELECT FROM unnest(sent.images) AS wanted(sha256)
-            WHERE wanted.sha256 <> ALL (CAST(:coming AS text[])) AND (
+            WHERE wanted.sha256 <> ALL (CAST(:hashes AS text[])) AND (
                 SELECT true FROM images WHERE images.project_id = :project AND images.sha256 = wanted.sha256) IS NULL)
     ), keys AS (
         INSERT INTO ingest_keys (project_id, key_hash, body_hash, event_id)
@@ -160,6 +161,12 @@ _INGEST = sa.text(
         ON CONFLICT DO NOTHING RETURNING event_id
     ), new AS (
         SELECT * FROM whole WHERE key_hash IS NULL OR id IN (SELECT event_id FROM keys)
+    ), noted AS (
+        INSERT INTO images (project_id, sha256, size_bytes, format, width, height)
+        SELECT :project, * FROM unnest(CAST(:hashes AS text[]), CAST(:sizes AS int[]), CAST(:formats AS text[]),
+            CAST(:widths AS int[]), CAST(:heights AS int[])) AS came(sha256)
+        WHERE came.sha256 IN (SELECT unnest(new.images) FROM new) ORDER BY came.sha256
+        ON CONFLICT DO NOTHING
     ), made_events AS (
         INSERT INTO events (id, project_id, event_key, received_at, occurred_at, is_late, images, geo_p, mean_p, min_p,
             n_tokens, confidence_status, sample_rate, endpoint, prompt_type, customer, model, model_version,
@@ -188,7 +195,7 @@ _INGEST = sa.text(
 
 
 def _recognise(
-    session: orm.Session, project_id: uuid.UUID, event: NewEvent, coming: Collection[str]
+    session: orm.Session, project_id: uuid.UUID, event: NewEvent, coming: Sequence[Picture]
 ) -> Ingested | errors.CmerwatchError:
     """What an event is that was not stored: a retry, another body under a used id, or one whose image is unknown."""
     known = session.execute(
@@ -204,7 +211,8 @@ def _recognise(
             field="event_id",
             id=str(known.event_id),
         )
-    missing = [sha256 for sha256 in missing_images(session, project_id, event.images) if sha256 not in coming]
+    came = {picture.sha256 for picture in coming}
+    missing = [sha256 for sha256 in missing_images(session, project_id, event.images) if sha256 not in came]
     if not missing:  # its key or its image went or came between two statements
         return errors.Unavailable("This event met a change of the same id or image; nothing was stored. Retry it.")
     return errors.ImageUnknown(
@@ -268,14 +276,18 @@ def store_images(
     for picture in ordered:
         blobs.put(project_id, picture.sha256, picture.data)
     if ordered:
-        values = {
-            "hashes": [picture.sha256 for picture in ordered],
-            "sizes": [len(picture.data) for picture in ordered],
-            "formats": [picture.header.format for picture in ordered],
-            "widths": [picture.header.width for picture in ordered],
-            "heights": [picture.header.height for picture in ordered],
-        }
-        session.execute(_NOTE_IMAGES, {"project": project_id, **values})
+        session.execute(_NOTE_IMAGES, {"project": project_id, **_columns(ordered)})
+
+
+def _columns(pictures: Sequence[Picture]) -> dict[str, list[Any]]:
+    """One list per column of `images`, as the statements unnest them."""
+    return {
+        "hashes": [picture.sha256 for picture in pictures],
+        "sizes": [len(picture.data) for picture in pictures],
+        "formats": [picture.header.format for picture in pictures],
+        "widths": [picture.header.width for picture in pictures],
+        "heights": [picture.header.height for picture in pictures],
+    }
 
 
 _NOTE_IMAGES = sa.text(

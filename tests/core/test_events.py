@@ -257,13 +257,13 @@ def test_each_event_of_a_mixed_batch_gets_its_own_answer(
     session: orm.Session, project: models.Project, sha256: str
 ) -> None:
     known = events.ingest(session, project.id, factories.new_event(sha256, event_id="known"))
-    unknown, coming = "f" * 64, hashlib.sha256(b"coming").hexdigest()
+    unknown, coming = "f" * 64, events.look(factories.png(7, 7))
     batch = [
         factories.new_event(sha256, event_id="new"),
         factories.new_event(sha256, event_id="known"),
         factories.new_event(sha256, event_id="known", output="Other."),
         factories.new_event(unknown, event_id="blind"),
-        factories.new_event(coming, event_id="coming"),
+        factories.new_event(coming.sha256, event_id="coming"),
         factories.new_event(sha256, event_id="new"),
     ]
     answers = events.ingest_many(session, project.id, batch, coming=[coming])
@@ -273,6 +273,7 @@ def test_each_event_of_a_mixed_batch_gets_its_own_answer(
     assert isinstance(answers[3], errors.ImageUnknown)
     assert isinstance(answers[4], events.Ingested)
     assert answers[5] == events.Ingested(answers[0].id, "duplicate"), "the same event twice in one batch"
+    assert events.missing_images(session, project.id, [coming.sha256]) == [], "noted with the event that names it"
     assert stored(session) == (3, 3, 3, 3)
 
 

@@ -67,9 +67,8 @@ def _store(
     is seen by nobody before its bytes are on disk.
     """
     valid = [row.event for row in arrived.rows if row.event is not None]
-    outcomes = iter(
-        events.ingest_many(session, principal.project_id, valid, coming=arrived.pictures.keys()) if valid else []
-    )
+    coming = list(arrived.pictures.values())
+    outcomes = iter(events.ingest_many(session, principal.project_id, valid, coming=coming) if valid else [])
     results: list[Result] = []
     wanted: set[str] = set()
     for row in arrived.rows:
@@ -82,8 +81,9 @@ def _store(
             results.append(result)
             if result.status == "accepted" and row.event is not None:
                 wanted.update(row.event.images)
-    pictures = [picture for sha256, picture in arrived.pictures.items() if sha256 in wanted]
-    events.store_images(session, store, principal.project_id, pictures)
+    for picture in coming:
+        if picture.sha256 in wanted:
+            store.put(principal.project_id, picture.sha256, picture.data)
     return results
 
 
