@@ -31,8 +31,6 @@ END
 $$
 """
 
-_SUM = "CREATE AGGREGATE cmw_sum(int[]) (SFUNC = cmw_add, STYPE = int[], PARALLEL = SAFE, COMBINEFUNC = cmw_add)"
-
 _APPEND_ONLY = """
 CREATE FUNCTION cmw_append_only() RETURNS trigger LANGUAGE plpgsql AS
 $$ BEGIN RAISE EXCEPTION '% is append-only', TG_TABLE_NAME; END $$
@@ -327,7 +325,7 @@ def upgrade() -> None:
         for column in ("sim_hist", "score_hist"):
             # 2 kB of small numbers: compressing them on every update costs more than it saves.
             op.execute(f"ALTER TABLE {table} ALTER COLUMN {column} SET STORAGE PLAIN")
-    for statement in (_ADD, _SUM, _APPEND_ONLY, _AUDIT_TRIGGER):
+    for statement in (_ADD, _APPEND_ONLY, _AUDIT_TRIGGER):
         op.execute(statement)
 
 
@@ -360,5 +358,4 @@ def downgrade() -> None:
     op.drop_table('checkers')
     op.drop_table('audit_log')
     op.execute("DROP FUNCTION cmw_append_only()")
-    op.execute("DROP AGGREGATE cmw_sum(int[])")
     op.execute("DROP FUNCTION cmw_add(int[], int[])")

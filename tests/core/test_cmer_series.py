@@ -159,6 +159,29 @@ def test_groups_and_filters(session: orm.Session, project: models.Project, now: 
     assert whole(session, project, now, filters={"customer": "x' OR '1'='1"}) == []
 
 
+@pytest.mark.parametrize("bucket", ["5m", "1h", "1d", "all"])
+def test_without_histograms_the_counts_are_the_same(
+    session: orm.Session, project: models.Project, now: dt.datetime, bucket: str
+) -> None:
+    lay(session, project, now, 0.01, 2)
+    lay(session, project, now + 7 * MINUTE, 0.5, 3)
+    full, thin = (whole(session, project, now, bucket=bucket, histograms=histograms) for histograms in (True, False))
+    assert [row.cmer for row in thin] == [row.cmer for row in full]
+    assert sum(sum(row.sim_hist) for row in full) == sum(row.scored for row in full) == 5
+    assert {row.sim_quartiles for row in thin} == {None}
+
+
+def test_one_row_for_a_window_is_the_sum_of_its_buckets_whichever_table_is_read(
+    session: orm.Session, project: models.Project, now: dt.datetime
+) -> None:
+    """Whole hours are read from the hourly table, other windows from the 5-minute one."""
+    for minutes in (0, 5, 55):
+        lay(session, project, now + minutes * MINUTE, 0.01)
+    for start, end, n in [(0, 60, 3), (0, 55, 2), (5, 60, 2), (5, 55, 1)]:
+        [row] = cmer_series.query(session, project.id, now + start * MINUTE, now + end * MINUTE, "all")
+        assert (row.n, sum(row.sim_hist)) == (n, n)
+
+
 def test_another_projects_events_are_never_counted(
     session: orm.Session, project: models.Project, stranger: models.Project, now: dt.datetime
 ) -> None:
