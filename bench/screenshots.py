@@ -44,7 +44,7 @@ def photograph(browser: Browser, url: str, link: str) -> None:
     state = sign_in(browser, url, link)
     for scheme, name in (("light", "overview"), ("dark", "overview-dark")):
         page = open_page(browser, state, scheme, WIDE)
-        page.goto(f"{url}/?window=24h")
+        page.goto(url)
         save(page, name)
     page = open_page(browser, state, "light", WIDE)
     page.goto(f"{url}/events?show=flagged&window=24h")
