@@ -139,7 +139,7 @@ def _ingest_together(
 # One statement for a whole batch: at 64 events the round trips of one INSERT each would cost more than the fsync.
 # Two retries at once meet at the primary key of ingest_keys: the second waits for the first's commit, is left out
 # here, and is recognised by the statement after. Keys are taken in order, so that two batches cannot deadlock.
-# Images are looked up by a scalar subquery: of NOT EXISTS a plan cached on an empty table joins all the project's images.
+# Images are looked up by a scalar subquery: of NOT EXISTS, a plan cached on an empty table joins a whole project's.
 _INGEST = sa.text(
     """
     WITH sent AS MATERIALIZED (
