@@ -18,7 +18,7 @@ try:
 except ModuleNotFoundError:  # the base install is the SDK alone
     sys.exit("cmerwatch: the command line needs the server parts: pip install 'cmerwatch[demo]'")
 
-from cmerwatch import access, blobs, db, demo, doctor, embedded, errors, migrate, partitions, projects, settings
+from cmerwatch import access, blobs, checks, db, demo, doctor, embedded, errors, migrate, partitions, projects, settings
 
 DEFAULT_PORT = 8383
 STALL_SECONDS = 180.0
@@ -35,7 +35,10 @@ Folder = Annotated[Path | None, typer.Option("--data-dir", help="Where everythin
 Browser = Annotated[bool, typer.Option(help="Open the console in a browser.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object when ready.")]
 StackFolder = Annotated[
-    Path | None, typer.Option("--data-dir", help="The folder of a running `up` or `demo`; else CMERWATCH_* is used.")
+    Path | None,
+    typer.Option(
+        "--data-dir", help="The folder of a running stack; else CMERWATCH_DATABASE_URL, or the one below .cmerwatch."
+    ),
 ]
 
 
@@ -246,7 +249,9 @@ def doctor_command(
 
 
 def configured_for(stack_folder: Path | None = None) -> settings.Settings:
-    """The settings of a running stack's folder, or of CMERWATCH_*, with the secret that peppers keys."""
+    """The settings of CMERWATCH_*, or of a running stack's folder, with the secret that peppers keys."""
+    if stack_folder is None and not any(name.startswith("CMERWATCH_DATABASE_URL") for name in os.environ):
+        stack_folder = embedded.running_folder()
     if stack_folder is not None:
         embedded.use(embedded.environment_of(stack_folder))
     configured = settings.current()
@@ -276,6 +281,19 @@ def project(slug: str, name: str = "", data_dir: StackFolder = None) -> None:
         made = projects.create(session, slug, name or slug)
         access.audit(session, "cli", "project.create", slug, made.id)
     print(f"project {slug} made")
+
+
+@app.command()
+def replay(
+    project: Annotated[str, typer.Option(help="Slug of the project.")],
+    data_dir: StackFolder = None,
+) -> None:
+    """Try quarantined events again, once the cause is mended."""
+    with connected(data_dir) as session:
+        owner = access.project_of_slug(session, project)
+        count = checks.replay(session, owner.id)
+        access.audit(session, "cli", "events.replay", project, owner.id, count=count)
+    print(f"{count} quarantined events wait for a worker again")
 
 
 @key_app.command("create")

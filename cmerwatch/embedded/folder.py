@@ -38,6 +38,18 @@ class DataFolder:
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
 
+    @property
+    def is_in_use(self) -> bool:
+        """Whether a process holds it now."""
+        try:
+            with (self.path / "lock").open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
     def close(self) -> None:
         if self._lock is not None:
             os.close(self._lock)  # the kernel lets the lock go with the descriptor, also when we are killed

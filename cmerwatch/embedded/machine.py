@@ -55,7 +55,7 @@ def open_machine(stack: Stack, folder: DataFolder, port: int, say: Callable[[str
     postgres = Postgres(folder.path / "postgres", folder.path / "secrets" / "postgres", folder.log("postgres"))
     stack.start(postgres)
     redis_url = _start_broker(stack, folder, say)
-    folder.secret("secret_key")
+    folder.secret("secret_key")  # made now, so that children racing for it need not
     environment = os.environ | {
         "CMERWATCH_DATABASE_URL": postgres.url(),
         "CMERWATCH_REDIS_URL": redis_url,
@@ -122,6 +122,12 @@ def answers(url: str) -> bool:
     with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2) as reply:
         return bool(reply.status == 200)
     return False
+
+
+def running_folder() -> Path | None:
+    """The folder below .cmerwatch that a stack runs on now; None unless it is the only one."""
+    running = [folder for folder in map(default_folder, ("up", "demo")) if DataFolder(folder).is_in_use]
+    return running[0] if len(set(running)) == 1 else None
 
 
 def default_folder(name: str) -> Path:

@@ -26,6 +26,7 @@ from cmerwatch import (
     doctor,
     embedded,
     errors,
+    ids,
     images,
     migrate,
     models,
@@ -117,6 +118,24 @@ def test_what_is_done_here_stands_in_the_audit_log_without_secrets(run: Callable
         written = repr([(entry.target, entry.details) for entry in entries])
     assert key.split("_")[2] not in written
     assert link.rsplit("/", 1)[1] not in written
+
+
+def test_replay_gives_quarantined_events_of_that_project_a_fresh_start(run: Callable[..., str]) -> None:
+    run("project", "acme")
+    run("project", "other")
+    with db.transaction() as session:
+        for slug in ("acme", "acme", "other"):
+            project_id = access.project_of_slug(session, slug).id
+            now = dt.datetime.now(dt.UTC)
+            session.add(
+                models.Work(
+                    event_id=ids.uuid7(), project_id=project_id, bucket=now, state=models.QUARANTINED, attempts=4
+                )
+            )
+    assert run("replay", "--project", "acme") == "2 quarantined events wait for a worker again"
+    with db.transaction() as session:
+        found = session.execute(sa.select(models.Work.state, models.Work.attempts)).all()
+    assert sorted(tuple(row) for row in found) == [(models.READY, 0)] * 2 + [(models.QUARANTINED, 4)]
 
 
 def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

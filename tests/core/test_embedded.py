@@ -152,6 +152,20 @@ def test_a_data_folder_has_one_holder_at_a_time(tmp_path: Path) -> None:
     second.close()
 
 
+def test_the_only_stack_running_below_here_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CMERWATCH_DATA_DIR")
+    up, demo = (embedded.DataFolder(Path(".cmerwatch") / name) for name in ("up", "demo"))
+    assert embedded.running_folder() is None
+    demo.open()
+    assert embedded.running_folder() == Path(".cmerwatch/demo")
+    up.open()
+    assert embedded.running_folder() is None
+    demo.close()
+    assert embedded.running_folder() == Path(".cmerwatch/up")
+    up.close()
+
+
 def test_a_secret_is_made_once_even_by_two_at_once(tmp_path: Path) -> None:
     found: list[str] = []
     barrier = threading.Barrier(2)
