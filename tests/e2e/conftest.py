@@ -43,6 +43,10 @@ class Site:
         with db.transaction() as session:
             return f"{self.url}/sign-in/{access.create_sign_in_link(session, self.user_id)}"
 
+    def key(self, *scopes: str) -> str:
+        with db.transaction() as session:
+            return access.create_key(session, self.project_id, "test", scopes)
+
     def lay(self, count: int, judge: seeded.Judge | None = None, **details: Any) -> str:
         """Lay events, and their checks by `judge`; returns the id of the last."""
         with db.transaction() as session:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -45,6 +48,16 @@ def test_from_the_link_to_the_picture_behind_a_number(site: Site, signed_in: Sig
     expect(picture).to_be_visible()
     assert picture.evaluate("image => image.naturalWidth") > 0
     expect(page.locator(".verdict")).to_contain_text("The model was sure")
+
+
+def test_a_fresh_projects_curl_works_by_copy_and_paste(site: Site, signed_in: SignedIn, tmp_path: Path) -> None:
+    page = signed_in()
+    command = page.locator("#curl").inner_text().replace("cmw_…", site.key("ingest"))
+    (tmp_path / "photo.jpg").write_bytes(seeded.png())
+    answer = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert json.loads(answer.stdout)["results"][0]["status"] == "accepted"
+    page.reload()
+    expect(page.locator(".facts")).to_contain_text("Waiting")
 
 
 def test_the_same_journey_without_a_script(site: Site, signed_in: SignedIn) -> None:

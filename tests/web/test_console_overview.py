@@ -48,7 +48,7 @@ def row(page: str, dimension: str, value: str) -> str:
 def test_a_fresh_project_is_shown_how_to_send_its_first_event(console: TestClient) -> None:
     page = console.get("/").text
     assert "cmerwatch.record(" in page
-    assert "curl http://127.0.0.1:8383/v1/events" in page
+    assert "curl -sS http://127.0.0.1:8383/v1/events" in page
 
 
 def test_the_headline_has_the_rate_its_interval_n_and_coverage(console: TestClient, lay) -> None:  # type: ignore[no-untyped-def]
