@@ -1,4 +1,4 @@
-"""Runs migrations under timeouts and an advisory lock, so that two starters never race and a lock never hangs a deploy."""
+"""Runs migrations under timeouts and an advisory lock, so that starters never race and no lock hangs a deploy."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def png(width: int = 3, height: int = 2) -> bytes:
 def new_event(*images: str, **fields: Any) -> events.NewEvent:
     """Dimensions may be given by name; the rest are fields of NewEvent."""
     dimensions = {name: fields.pop(name) for name in Slice._fields if name in fields}
-    known = {"output": "A red circle.", "prompt": "Describe the scene.", "confidence": 0.9} | fields
+    known: dict[str, Any] = {"output": "A red circle.", "prompt": "Describe the scene.", "confidence": 0.9} | fields
     return events.NewEvent(slice=Slice(**({"endpoint": "/describe"} | dimensions)), images=images, **known)
 
 

@@ -44,7 +44,7 @@ def grace(session: orm.Session, project: models.Project) -> models.User:
 
 def test_a_key_names_its_project_and_scopes(session: orm.Session, project: models.Project, key: str) -> None:
     found = access.principal_of_key(session, bearer(key))
-    assert (found.project_id, found.project_slug, found.scopes) == (project.id, "acme", {"ingest"})
+    assert (found.project_id, found.project_slug, found.scopes) == (project.id, "acme", frozenset({"ingest"}))
     assert found.actor == f"key:{key.split('_')[1]}"
     assert (found.user_id, found.role) == (None, None)
 

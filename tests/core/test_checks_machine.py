@@ -133,7 +133,7 @@ class EventsInFlight(stateful.RuleBasedStateMachine):
 
 
 def test_whatever_happens_every_event_is_checked_at_most_once_and_counted_right(session: orm.Session) -> None:
-    stateful.run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    stateful.run_state_machine_as_test(
         EventsInFlight,
         settings=hypothesis.settings(
             max_examples=25,

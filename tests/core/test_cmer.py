@@ -39,7 +39,7 @@ def test_numpy_arrays_will_do() -> None:
     images, texts, confidence = rng.normal(size=(50, 8)), rng.normal(size=(50, 8)), rng.uniform(size=50)
     cosines = (images * texts).sum(1) / np.linalg.norm(images, axis=1) / np.linalg.norm(texts, axis=1)
     expected = ((confidence > 0.8) & (cosines < 0.25)).mean()
-    assert cmer.cross_modal_error_rate(images, texts, confidence) == pytest.approx(expected)
+    assert cmer.cross_modal_error_rate(images, texts, confidence) == pytest.approx(expected)  # type: ignore[arg-type]
 
 
 def test_nothing_has_no_rate() -> None:
