@@ -47,8 +47,8 @@ def _accuracy(demo: Checker, count: int) -> bool:
     for kind in captions.CLAIMED_EDITS:
         _print(f"  {kind}", measured[kind])
     _print("another scene's sentence", measured["other scene"])
-    print("known blind spots and what was not claimed")
-    for kind in captions.BLIND_EDITS:
+    print("not claimed, measured beside it (0.5 = blind)")
+    for kind in captions.UNCLAIMED_EDITS:
         _print(f"  {kind}", measured[kind])
     plain = evaluate_checker.plain_shapes(demo, count)
     _print("plain shapes, other program", plain, f"goal {GOAL}; 32 to 1024 px")
@@ -95,7 +95,7 @@ def _caught(demo: Checker) -> None:
     for (_, prompt_type, kind, _), logit in zip(edited, logits, strict=True):
         flagged[kind].append(reference.percentile(demo.reference, prompt_type, logit[None])[0] < 0.05)
     print("\nwrong answers flagged at the same point, by what is wrong in them")
-    for kind in (*captions.CLAIMED_EDITS, *captions.BLIND_EDITS):
+    for kind in (*captions.CLAIMED_EDITS, *captions.UNCLAIMED_EDITS):
         if flagged[kind]:
             print(f"  {kind:10s} {np.mean(flagged[kind]):6.1%}  (n {len(flagged[kind])})")
 

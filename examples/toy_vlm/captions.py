@@ -14,9 +14,9 @@ from toy_vlm.scenes import COLOURS, GROUNDS, SHAPES, WORDS, Scene, Thing
 T = TypeVar("T")
 
 PROMPTS = {"identify": "What is this?", "count": "Count the objects.", "describe": "Describe the scene."}
-# What the demo checker is claimed to see, and what it is measured and known not to see.
+# What the demo checker is claimed to see, and what is only measured and printed beside it: relations it cannot see.
 CLAIMED_EDITS = ("object", "colour", "shape", "word", "bars", "tallest")
-BLIND_EDITS = ("count", "digits", "swap", "relation", "shortest", "background")
+UNCLAIMED_EDITS = ("count", "digits", "swap", "relation", "shortest", "background")
 
 _NAMES = {n: name for name, n in NUMBERS.items()}
 _OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}

@@ -27,17 +27,16 @@ def test_true_sentences_score_above_edited_ones_on_held_out_scenes(measured: dic
 
 @pytest.mark.parametrize("kind", captions.CLAIMED_EDITS)
 def test_each_claimed_kind_of_error_is_seen(measured: dict[str, Auroc], kind: str) -> None:
-    assert measured[kind].value >= 0.85
+    assert measured[kind].value >= 0.93
 
 
 def test_a_sentence_about_another_scene_is_seen(measured: dict[str, Auroc]) -> None:
     assert measured["other scene"].value >= 0.97
 
 
-@pytest.mark.parametrize("kind", ["swap", "relation"])
-def test_what_is_documented_as_invisible_is_still_near_chance(measured: dict[str, Auroc], kind: str) -> None:
-    """Blind spots are printed as such; a checker that outgrew one should have its documents changed."""
-    assert 0.35 < measured[kind].value < 0.7
+def test_the_documented_blind_spot_is_still_one(measured: dict[str, Auroc]) -> None:
+    """A checker that learned to see relations should have the documents that call it blind to them changed."""
+    assert 0.35 < measured["relation"].value < 0.65
 
 
 def test_it_holds_on_plain_shapes_drawn_without_the_renderer(demo: Checker) -> None:
