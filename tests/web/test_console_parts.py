@@ -15,7 +15,8 @@ from sqlalchemy import orm
 
 import cmerwatch_web
 from cmerwatch import blobs, errors, models
-from cmerwatch_web.console import assets, pages, passages, text, views, words
+from cmerwatch.cmer_series import CmerRow
+from cmerwatch_web.console import assets, pages, passages, series, text, views, words
 from cmerwatch_web.console.words import Judged
 from tests.web import seeded
 
@@ -135,6 +136,39 @@ def test_a_number_beside_its_threshold_never_rounds_onto_it(value: float, thresh
 def test_every_reason_and_outcome_has_words_or_shows_its_code() -> None:
     assert words.reason("blank_image").startswith("the picture is blank")
     assert words.reason("something_new") == "something new"
+
+
+# --- points of the chart ------------------------------------------------------------------------
+
+
+def hourly(n: int, hours: int = 192) -> list[CmerRow]:
+    """n counted outputs in each hour, one in ten flagged."""
+    counts = dict.fromkeys(series.COUNTED, 0) | {"n": n, "scored": n, "flagged": n // 10}
+    return [
+        CmerRow(
+            start=NOW.replace(minute=0, second=0, microsecond=0) + i * dt.timedelta(hours=1),
+            group={"model_version": "v1"},
+            **counts,
+            sim_hist=[0] * 400,
+            score_hist=[0] * 100,
+        )
+        for i in range(hours)
+    ]
+
+
+@pytest.mark.parametrize(("n", "hours_per_point"), [(1000, 1), (50, 1), (30, 2), (10, 6), (3, 24), (0, 24)])
+def test_points_widen_until_they_hold_enough_outputs_to_mean_something(n: int, hours_per_point: int) -> None:
+    rows = hourly(n)
+    view = views.View(rows[0].start, rows[-1].start + dt.timedelta(hours=1), "8d")
+    made = series.make(rows, [], view, ["v1"])
+    assert made.bin_seconds == hours_per_point * 3600
+    assert sum(one.n for one in made.bins) == 192 * n
+
+
+def test_a_short_window_keeps_at_least_a_dozen_points_however_few_outputs_there_are() -> None:
+    rows = hourly(1, 24)
+    view = views.View(rows[0].start, rows[-1].start + dt.timedelta(hours=1), "24h")
+    assert len(series.make(rows, [], view, ["v1"]).bins) >= series.POINTS
 
 
 # --- passages ------------------------------------------------------------------------------------
