@@ -48,7 +48,7 @@ CUSTOMERS = {"northwind-retail": 5.0, "harbor-logistics": 3.0, "studio-lumen": 2
 
 BATCH = 64
 
-VISITS = 1900  # pictures sent; each is asked about 1.7 things
+VISITS = 1900  # pictures sent; each is asked about 1.5 things
 REGRESSED_FOR = 5 * HOUR
 CANARY = 0.08  # share of the old version that stays after the switch
 RUSH = 0.5 * HOUR  # the busy end of the recording

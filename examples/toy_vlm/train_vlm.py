@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,8 +31,9 @@ WRONG_WORDS = {
     "SLOW": "EXIT",
 }
 
-GOOD_STEPS, REGRESSED_STEPS = 4500, 400
+GOOD_STEPS, READING_STEPS, REGRESSED_STEPS = 3500, 440, 200
 
+ALL = tuple(captions.PROMPTS)
 Teacher = Callable[[scenes.Scene], scenes.Scene]
 
 
@@ -78,14 +79,16 @@ class Lesson:
     targets: NDArray[np.int64]
 
 
-def lesson(scene: scenes.Scene, size: int, teacher: Teacher, processor: Processor) -> Lesson:
+def lesson(
+    scene: scenes.Scene, size: int, teacher: Teacher, processor: Processor, prompt_types: Sequence[str] = ALL
+) -> Lesson:
     tokenizer = processor.tokenizer
     taught = teacher(scene)
     prefix = processor.prefix()
     ids, positions = list(prefix), list(range(len(prefix)))
     segments, targets = [0] * len(prefix), [-100] * len(prefix)
-    for number, (prompt_type, prompt) in enumerate(captions.PROMPTS.items(), start=1):
-        question = processor.question(prompt)
+    for number, prompt_type in enumerate(prompt_types, start=1):
+        question = processor.question(captions.PROMPTS[prompt_type])
         answer = tokenizer.encode(captions.answer(taught, prompt_type))
         ids += question + answer
         positions += range(len(prefix), len(prefix) + len(question) + len(answer))
@@ -98,15 +101,19 @@ def lesson(scene: scenes.Scene, size: int, teacher: Teacher, processor: Processo
 class Lessons(IterableDataset[Lesson]):
     """Fresh scenes without end, of the side of the split that may be trained on."""
 
-    def __init__(self, processor: Processor, teacher: Teacher, seed: int) -> None:
+    def __init__(self, processor: Processor, teacher: Teacher, seed: int, signs: float, questions: int) -> None:
         self.processor, self.teacher, self.seed = processor, teacher, seed
+        self.signs, self.questions = signs, questions
 
     def __iter__(self) -> Iterator[Lesson]:
         worker = torch.utils.data.get_worker_info()
         rng = random.Random(f"{self.seed}/{worker.id if worker else 0}")
         while True:
-            scene = scenes.sample_where(rng, held_out=False)
-            yield lesson(scene, rng.choice((64, 80, 96, 128, 200, 320)), self.teacher, self.processor)
+            kind = "sign" if rng.random() < self.signs else None
+            scene = scenes.sample_where(rng, held_out=False, kind=kind)
+            size = rng.choice((64, 80, 96, 128, 200, 320))
+            prompt_types = rng.sample(ALL, self.questions)
+            yield lesson(scene, size, self.teacher, self.processor, prompt_types)
 
 
 def collate(lessons: list[Lesson]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -136,10 +143,27 @@ def loss_of(model: vlm.Vlm, batch: tuple[Tensor, ...]) -> Tensor:
     return F.cross_entropy(logits[wanted], targets[wanted])
 
 
-def train(model: vlm.Vlm, teacher: Teacher, *, steps: int, rate: float, seed: int, batch: int = 64) -> None:
-    """Trains in place with AdamW, a short warm-up and a cosine decay to zero."""
+def train(
+    model: vlm.Vlm,
+    teacher: Teacher,
+    *,
+    steps: int,
+    rate: float,
+    seed: int,
+    signs: float = 0.0,
+    questions: int = len(ALL),
+    batch: int = 64,
+) -> None:
+    """Trains in place with AdamW, a short warm-up and a cosine decay to zero.
+
+    `signs` is a share of signs on top of the usual kinds, `questions` the number asked about each picture.
+    """
     lessons = DataLoader(
-        Lessons(model.processor, teacher, seed), batch, num_workers=1, collate_fn=collate, prefetch_factor=4
+        Lessons(model.processor, teacher, seed, signs, questions),
+        batch,
+        num_workers=1,
+        collate_fn=collate,
+        prefetch_factor=4,
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.03)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.05)
@@ -169,15 +193,17 @@ def new_model(seed: int) -> vlm.Vlm:
 
 
 def train_good(folder: Path, steps: int) -> vlm.Vlm:
+    """Everything first; then mostly signs, for words are what 64 px make hardest."""
     model = new_model(seed=1)
     train(model, truthful, steps=steps, rate=1.5e-3, seed=1)
+    train(model, truthful, steps=max(1, steps * READING_STEPS // GOOD_STEPS), rate=8e-4, seed=5, signs=0.6, questions=1)
     vlm.save(model, folder, vlm.GOOD)
     return model
 
 
 def train_regressed(folder: Path, steps: int) -> vlm.Vlm:
     model = vlm.load(vlm.GOOD, folder)
-    train(model, confused, steps=steps, rate=4e-4, seed=2)
+    train(model, confused, steps=steps, rate=5e-4, seed=2, questions=1, batch=48)
     vlm.save(model, folder, vlm.REGRESSED)
     return model
 

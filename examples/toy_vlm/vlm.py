@@ -197,7 +197,7 @@ class Vlm(nn.Module):
     @torch.inference_mode()
     def answer_pixels(self, pixels: NDArray[np.uint8], prompt: str) -> list[Answer]:
         """Greedy answers to one prompt over several pictures, uint8 (n, size, size, 3)."""
-        patches = self.see(torch.from_numpy(pixels))
+        patches = self.see(torch.tensor(pixels))
         start = self.processor.prefix() + self.processor.question(prompt)
         if len(start) + MAX_ANSWER > self.config.context:
             room = self.config.context - MAX_ANSWER - self.config.image_tokens - 2
