@@ -54,6 +54,7 @@ def event(
     tokens: Sequence[str] | None = None,
     logprobs: Sequence[float] | None = None,
     metadata: dict[str, object] | None = None,
+    event_id: str | None = None,
     **dimensions: str,
 ) -> uuid.UUID:
     """Ingest one event; its display copy is stored unless it is None (a worker that has not come by yet)."""
@@ -69,6 +70,7 @@ def event(
         tokens=None if tokens is None else tuple(tokens),
         logprobs=None if logprobs is None else tuple(logprobs),
         metadata=dict(metadata or {}),
+        event_id=event_id,
     )
     return events.ingest(session, project_id, new, at).id
 

@@ -65,8 +65,11 @@ def test_a_point_of_few_outputs_is_drawn_hollow() -> None:
 
 def test_a_lone_bucket_with_a_huge_interval_does_not_flatten_the_others() -> None:
     many = bins(*[(5, 200)] * 20, (1, 1))
-    assert charts.ceiling(many[:-1]) <= 0.1
+    assert charts.ceiling(many) <= 0.1
     assert charts.ceiling(bins(*[(5, 200)] * 20, (0, 1))) <= 0.1
+    last = drawn(timeline(many), "dot")[-1]
+    assert last.get("class") == "dot few"
+    assert float(last.get("cy", "")) == min(float(dot.get("cy", "")) for dot in drawn(timeline(many), "dot"))
 
 
 def test_the_axis_reaches_over_every_rate() -> None:

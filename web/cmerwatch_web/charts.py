@@ -63,16 +63,17 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def ceiling(bins: Iterable[Bin]) -> float:
-    """The top of the rate axis: the first round number over every rate and over most intervals.
+    """The top of the rate axis: the first round number over every rate that means something and most intervals.
 
-    The widest tenth of the intervals, and those of few events, may leave the plot: one bucket with three events must
-    not flatten the rest.
+    Points of few outputs, and the widest tenth of the intervals, may leave the plot: one bucket whose only output was
+    flagged must not flatten the rest.
     """
     known = [one for one in bins if one.n]
     if not known:
         return CEILINGS[2]
-    highs = sorted(one.high for one in known if one.n >= FEW) or sorted(one.high for one in known)
-    reach = max([highs[int(0.9 * (len(highs) - 1))], *(one.rate or 0.0 for one in known)])
+    solid = [one for one in known if one.n >= FEW] or known
+    highs = sorted(one.high for one in solid)
+    reach = max([highs[int(0.9 * (len(highs) - 1))], *(one.rate or 0.0 for one in solid)])
     return next((top for top in CEILINGS if top >= reach), 1.0)
 
 
@@ -143,7 +144,7 @@ def _lines(bins: Sequence[Bin], top: float) -> list[ET.Element]:
             "polyline",
             class_="rate",
             vector_effect="non-scaling-stroke",
-            points=_points([(_middle(i, bins), _down(bins[i].rate or 0.0, top)) for i in run]),
+            points=_points([(_middle(i, bins), _held(bins[i].rate or 0.0, top)) for i in run]),
         )
         for run in _runs(bins)
     ]
@@ -155,7 +156,7 @@ def _dots(bins: Sequence[Bin], top: float) -> list[ET.Element]:
     made = []
     for i, one in enumerate(bins):
         if one.n and (len(bins) <= 100 or i in alone):
-            y = _TOP + _RATE_HEIGHT * _down(one.rate or 0.0, top) / PLOT
+            y = _TOP + _RATE_HEIGHT * _held(one.rate or 0.0, top) / PLOT
             kind = "dot few" if one.n < FEW else "dot"
             made.append(_element("circle", class_=kind, cx=_share(_middle(i, bins)), cy=y, r=3))
     return made
@@ -340,6 +341,11 @@ def _middle(i: int, bins: Sequence[Bin]) -> float:
 
 def _down(value: float, top: float) -> float:
     return PLOT * (1 - value / top)
+
+
+def _held(value: float, top: float) -> float:
+    """The same, kept at the upper edge: a point over the scale stands there, hollow, and says its number on hover."""
+    return _down(min(value, top), top)
 
 
 def _share(x: float) -> str:
