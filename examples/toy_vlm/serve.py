@@ -4,6 +4,7 @@ import base64
 import binascii
 import io
 import json
+import signal
 import threading
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -166,7 +167,10 @@ def _opened(picture: bytes) -> Image.Image:
 
 
 def run(port: int, version: str) -> None:
+    """Serves until SIGINT or SIGTERM; what is still queued is sent before it returns."""
     cmerwatch.init()
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ending, signal.default_int_handler)
     with App(port, version) as app:
         print(f"toy-vlm {version} at http://127.0.0.1:{app.server_port}", flush=True)
         try:
