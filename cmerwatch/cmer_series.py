@@ -107,7 +107,7 @@ def query(
     """Rows ordered by start and group; bucket "all" gives one row per group. Buckets are UTC by received_at.
 
     start is rounded down and end up to whole buckets of the table read (5 minutes; whole hours for "1h" and "1d").
-    Without a checker the current one is read; without a policy version, all of them: each event is decided once.
+    Without a checker or a policy version the current one is read: two thresholds in one rate would mean nothing.
     Summing histograms is nine tenths of the work: who needs no quartiles says so, and gets empty ones.
     """
     filters = dict(filters or {})
@@ -115,6 +115,8 @@ def query(
     if checker_id is None:
         found = current_checker(session, project_id)
         checker_id = found.id if found else None
+    if policy_version is None:
+        policy_version = current_policy_version(session, project_id)
     whole_hours = floor(start, 3600) == start and floor(end, 3600) == end
     table = "rollups_1h" if bucket in ("1h", "1d") or (bucket == "all" and whole_hours) else "rollups_5m"
     grain = 3600 if table == "rollups_1h" else 300
@@ -171,7 +173,7 @@ def _sql(table: str, bucket: str, group_by: Sequence[str], filters: Mapping[str,
             FROM {table}
             WHERE project_id = :project AND bucket >= :start AND bucket < :end
                 AND (CAST(:checker AS int) IS NULL OR checker_id = :checker)
-                AND (CAST(:policy AS int) IS NULL OR policy_version = :policy){where}
+                AND policy_version = :policy{where}
             GROUP BY {keys}
         ), open AS (
             SELECT {start} AS start{dims}, count(*) FILTER (WHERE state <> 9)::int AS waiting,

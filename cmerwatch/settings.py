@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pydantic
 import pydantic_settings
@@ -25,7 +25,10 @@ class Settings(pydantic_settings.BaseSettings):
     )
     redis_url: str = pydantic.Field("", description="Hints only; empty uses a folder in `data_dir` as broker.")
     data_dir: Path = pydantic.Field(Path(".cmerwatch"), description="Blobs, secrets and the folder broker.")
-    environment: str = pydantic.Field("development", description="`production` refuses the demo checker.")
+    # Not free text: a "prod" that nobody refuses would let the demo checker score real traffic.
+    environment: Literal["development", "staging", "production"] = pydantic.Field(
+        "development", description="`development`, `staging` or `production`; production refuses the demo checker."
+    )
     checker: str = pydantic.Field(
         "openclip:ViT-B-32-256:datacomp_s34b_b86k",
         description="`demo`, `bundle:/path`, `openclip:MODEL:TAG` or `openclip-local:CONFIG:WEIGHTS`.",
