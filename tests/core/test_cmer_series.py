@@ -205,7 +205,9 @@ def test_the_checker_that_counts_now_is_read_and_an_older_one_on_request(
     assert [row.n for row in whole(session, project, now, checker_id=first)] == [2]
 
 
-def test_the_policy_in_force_is_read_unless_another_is_named(session: orm.Session, project: models.Project, now: dt.datetime) -> None:
+def test_the_policy_in_force_is_read_unless_another_is_named(
+    session: orm.Session, project: models.Project, now: dt.datetime
+) -> None:
     lay(session, project, now, 0.1, 2)
     policies.create(session, project.id, [{"sim_threshold": 0.2}], "user:ada")
     lay(session, project, now, 0.1, 3)
