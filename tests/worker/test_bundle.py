@@ -24,6 +24,12 @@ def test_the_shipped_bundle_is_whole_and_says_what_it_is() -> None:
     assert sum(path.stat().st_size for path in bundle.DEMO.iterdir()) <= 8_000_000
 
 
+def test_the_shipped_bundle_does_not_say_where_it_was_made() -> None:
+    held = b"".join(path.read_bytes() for path in bundle.DEMO.iterdir())
+    assert b"site-packages" not in held
+    assert b".py" not in held
+
+
 @pytest.mark.parametrize("name", ["image.onnx", "text.onnx", "tokenizer.json", "reference.json", "LICENCE.txt"])
 def test_a_changed_file_is_named_and_refused(copied: Path, name: str) -> None:
     held = (copied / name).read_bytes()

@@ -76,6 +76,8 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     full = checkers.load(spec)
     assert isinstance(full, openclip.OpenClip)
     export.export(full, folder / "bundle", licence="none", licence_text="Random weights, free to use.\n")
+    for name in ("image.onnx", "text.onnx"):
+        assert b".py" not in (folder / "bundle" / name).read_bytes(), f"{name} says where it was made"
     return full, checkers.load(f"bundle:{folder / 'bundle'}")
 
 

@@ -79,9 +79,19 @@ def _write(module: torch.nn.Module, example: torch.Tensor, dynamic: dict[int, st
             external_data=False, verbose=False,
         )  # fmt: skip
         model = onnx.load(raw)
+    forget_origin(model)
     halve(model)
     onnx.checker.check_model(model)
     path.write_bytes(model.SerializeToString())
+
+
+def forget_origin(model: onnx.ModelProto) -> None:
+    """Drop the exporter's notes: each node carries the stack that made it, with the folders of whoever exported."""
+    graph = model.graph
+    holders = (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info)
+    for holder in holders:
+        del holder.metadata_props[:]
+        holder.doc_string = ""
 
 
 def halve(model: onnx.ModelProto) -> None:
