@@ -60,7 +60,9 @@ class Site:
             seeded.check(session, judge)
 
 
-@pytest.fixture(scope="session")
+# Module, not session: Playwright's event loop counts as running while it is open, and no other test of this process
+# could use asyncio.
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
     """The system's Chromium. Skipped without one; in CI its absence is a failure."""
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -82,9 +84,9 @@ class Server:
     data: Path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(servers: stack.Shared, worker_id: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The web process as `cmerwatch web` starts it, on a database of its own; one for all tests of a session."""
+    """The web process as `cmerwatch web` starts it, on a database of its own; one for all tests of a module."""
     home, port = tmp_path_factory.mktemp("site"), children.free_port()
     url, database = f"http://127.0.0.1:{port}", servers.clone(f"site_{worker_id}")
     engine = db.configure(database)
