@@ -8,7 +8,7 @@ import os
 import re
 import secrets
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -25,12 +25,9 @@ class BlobStore(Protocol):
         """Durable when it returns; storing the same bytes again is harmless. Raises StorageFull, Unavailable."""
 
     def get(self, project_id: uuid.UUID, sha256: str) -> bytes:
-        """The bytes as they came. Raises NotFound."""
+        """The bytes as they came. Raises NotFound, or Unavailable when the store itself is away."""
 
     def exists(self, project_id: uuid.UUID, sha256: str) -> bool: ...
-
-    def missing(self, project_id: uuid.UUID, hashes: Sequence[str]) -> list[str]:
-        """Those not stored, in the order asked, each once."""
 
     def put_display(self, project_id: uuid.UUID, sha256: str, data: bytes) -> None:
         """Keep the re-encoded WebP that people are shown."""
@@ -43,40 +40,46 @@ class FolderStore:
     """One file per image: `<project>/<ab>/<sha256>`, folders closed to everyone else.
 
     A project's 256 folders are made together with its first image: made one by one, each would cost two more fsyncs.
+    The root is made once, here: made again later, a volume that was unmounted would be filled beside itself.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
+        self._synced: set[Path] = set()  # folders of projects that this process knows to be durable
         _make_folder(self.root)
 
     def put(self, project_id: uuid.UUID, sha256: str, data: bytes) -> None:
         path = self._path(project_id, sha256)
         with _refusing_when_full():
-            if not path.parent.is_dir():
+            if path.parent.parent not in self._synced:
                 _make_project(path.parent.parent)
+                self._synced.add(path.parent.parent)
             if not path.exists():
                 _write(path, data, durable=True)
             # Also for a file that was there: its writer may not have got as far as this line.
             _sync_folder(path.parent)
 
     def get(self, project_id: uuid.UUID, sha256: str) -> bytes:
+        path = self._path(project_id, sha256)
         try:
-            return self._path(project_id, sha256).read_bytes()
+            return path.read_bytes()
         except FileNotFoundError:
-            raise errors.NotFound(f"No image {sha256} is stored in this project.") from None
+            if path.parent.parent.is_dir():
+                raise errors.NotFound(f"No image {sha256} is stored in this project.") from None
+            raise errors.Unavailable(
+                f"The image store {self.root} has no folder of this project. Is its volume mounted here?"
+            ) from None
+        except OSError as error:
+            raise errors.Unavailable(f"The image store cannot be read now ({error.strerror}).") from error
 
     def exists(self, project_id: uuid.UUID, sha256: str) -> bool:
         return self._path(project_id, sha256).exists()
 
-    def missing(self, project_id: uuid.UUID, hashes: Sequence[str]) -> list[str]:
-        return [sha256 for sha256 in dict.fromkeys(hashes) if not self.exists(project_id, sha256)]
-
     def put_display(self, project_id: uuid.UUID, sha256: str, data: bytes) -> None:
-        """Not synced: it can be made again, and get_display sees a copy torn by a power loss."""
-        path = self._display_path(project_id, sha256)
+        """Beside the bytes it was made from. Not synced: it can be made again, and get_display sees a copy torn by a
+        power loss."""
         with _refusing_when_full():
-            _make_folder(path.parent)
-            _write(path, data, durable=False)
+            _write(self._display_path(project_id, sha256), data, durable=False)
 
     def get_display(self, project_id: uuid.UUID, sha256: str) -> bytes | None:
         with contextlib.suppress(FileNotFoundError):
@@ -126,11 +129,12 @@ def _make_folder(path: Path) -> None:
 
 
 def _make_project(path: Path) -> None:
-    _make_folder(path)
-    for number in range(256):
+    """Synced also where it was there: whoever made it may not have got that far."""
+    for folder in (path, *(path / f"{number:02x}" for number in range(256))):
         with contextlib.suppress(FileExistsError):
-            (path / f"{number:02x}").mkdir(mode=0o700)
+            folder.mkdir(mode=0o700)
     _sync_folder(path)
+    _sync_folder(path.parent)
 
 
 def _sync_folder(path: Path) -> None:

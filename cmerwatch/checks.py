@@ -147,6 +147,20 @@ def release(session: orm.Session, token: uuid.UUID, event_ids: Sequence[uuid.UUI
     )
 
 
+def postpone(session: orm.Session, token: uuid.UUID, event_ids: Sequence[uuid.UUID], seconds: float, why: str) -> int:
+    """Give back what cannot be looked at now through no fault of its own: the attempt is not counted."""
+    return _count(
+        session,
+        "UPDATE work SET state = 0, attempts = attempts - 1, lease_token = NULL, lease_until = NULL, "
+        "last_error = :why, not_before = now() + make_interval(secs => :seconds) "
+        "WHERE lease_token = :token AND state = 1 AND event_id = ANY(:ids)",
+        token=token,
+        ids=list(event_ids),
+        seconds=seconds,
+        why=_storable(why)[:500],
+    )
+
+
 def fail(session: orm.Session, token: uuid.UUID, event_ids: Sequence[uuid.UUID], error: str) -> int:
     """Give back after a failure: the attempt counts, and the next one is a second later and in a smaller batch."""
     return _count(

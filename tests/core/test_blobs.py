@@ -37,8 +37,43 @@ def test_what_was_put_is_given_back_and_only_to_its_project(store: blobs.FolderS
     assert store.get(PROJECT, SHA256) == DATA
     assert store.exists(PROJECT, SHA256)
     assert not store.exists(OTHER, SHA256)
+    store.put(OTHER, "c" * 64, b"another")
     with pytest.raises(errors.NotFound, match=SHA256):
         store.get(OTHER, SHA256)
+
+
+@pytest.mark.parametrize("gone", ["", PROJECT.hex], ids=["the root", "the project's folder"])
+def test_a_store_that_is_away_is_told_from_an_image_that_is_gone_and_not_made_anew(
+    store: blobs.FolderStore, gone: str
+) -> None:
+    store.put(PROJECT, SHA256, DATA)
+    away = store.root / gone
+    away.rename(store.root.with_name("unmounted"))
+    with pytest.raises(errors.Unavailable, match="Is its volume mounted here"):
+        store.get(PROJECT, SHA256)
+    for write in (store.put, store.put_display):
+        with pytest.raises(errors.Unavailable, match="cannot write now"):
+            write(PROJECT, SHA256, DATA)
+    assert not away.exists()
+    store.root.with_name("unmounted").rename(away)
+    assert store.get(PROJECT, SHA256) == DATA
+
+
+def test_a_folder_that_another_process_made_is_synced_before_it_is_relied_on(
+    store: blobs.FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its maker may die, or the power may fail, before it gets that far."""
+    store.put(PROJECT, SHA256, DATA)
+    synced: list[str] = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    blobs.FolderStore(store.root).put(PROJECT, "c" * 64, b"another")
+    assert {str(store.root), str(store.root / PROJECT.hex)} <= set(synced)
 
 
 def test_putting_the_same_image_again_changes_nothing(store: blobs.FolderStore) -> None:
@@ -95,11 +130,6 @@ def test_folders_and_files_are_closed_to_others(store: blobs.FolderStore) -> Non
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
 
 
-def test_missing_names_each_absent_image_once_in_the_order_asked(store: blobs.FolderStore) -> None:
-    store.put(PROJECT, SHA256, DATA)
-    assert store.missing(PROJECT, ["b" * 64, SHA256, "a" * 64, "b" * 64]) == ["b" * 64, "a" * 64]
-
-
 @pytest.mark.parametrize(
     "name",
     [
@@ -120,8 +150,6 @@ def test_nothing_but_64_hex_digits_names_a_file(store: blobs.FolderStore, name: 
             call(PROJECT, name)
     with pytest.raises(errors.Invalid):
         store.put(PROJECT, name, DATA)
-    with pytest.raises(errors.Invalid):
-        store.missing(PROJECT, [name])
 
 
 @given(name=st.text())
@@ -191,5 +219,6 @@ def test_the_copy_to_show_is_none_until_made_and_stands_beside_the_original(stor
 
 @pytest.mark.parametrize("torn", [b"", b"RIFF", webp(b"a picture")[:-1]])
 def test_a_copy_torn_by_a_power_loss_is_not_shown(store: blobs.FolderStore, torn: bytes) -> None:
+    store.put(PROJECT, SHA256, DATA)
     store.put_display(PROJECT, SHA256, torn)
     assert store.get_display(PROJECT, SHA256) is None

@@ -335,8 +335,7 @@ def test_what_is_not_an_image_leaves_neither_bytes_nor_a_row(
         events.store_image(session, blob_store, project.id, data)
     sha256 = hashlib.sha256(data).hexdigest()
     assert events.missing_images(session, project.id, [sha256]) == [sha256]
-    with pytest.raises(errors.NotFound):
-        blob_store.get(project.id, sha256)
+    assert not blob_store.exists(project.id, sha256)
 
 
 def test_bytes_that_do_not_match_their_hash_are_refused(

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from cmerwatch import blobs, checks, db, ledger, policies, rollups
 from cmerwatch.settings import Settings
+from cmerwatch.shapes import Claimed
+from cmerwatch_worker.runtime import Prepared, Runtime
 from cmerwatch_worker.tasks import Checking
 from tests.worker import images, stage
 from tests.worker.colours import Colours, frozen
@@ -249,21 +251,57 @@ def test_an_image_missing_from_the_store_is_retried_then_quarantined_with_the_re
 
 
 def test_a_store_that_is_away_costs_nobody_an_attempt(
-    checking: Checking, project: uuid.UUID, blob_store: blobs.FolderStore, monkeypatch: pytest.MonkeyPatch
+    checking: Checking, project: uuid.UUID, blob_store: blobs.FolderStore
 ) -> None:
     event = stage.send(blob_store, project, [RED], "A red circle.")
-
-    def refuse(*_: object) -> bytes:
-        raise OSError("the disk is away")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(blobs.FolderStore, "get", refuse)
-        with pytest.raises(OSError, match="away"):
-            checking.drain()
-    work = stage.work_of(event)
-    assert work is not None
-    assert (work["state"], work["attempts"]) == (0, 0)
+    away = blob_store.root.rename(blob_store.root.with_name("unmounted"))
+    for _ in range(checks.MAX_ATTEMPTS + 1):
+        assert checking.drain() == 0
+        work = stage.work_of(event)
+        assert work is not None
+        assert (work["state"], work["attempts"]) == (0, 0)
+        assert "Is its volume mounted here" in work["last_error"]
+        assert checking.poll() == 0, "it waits a while before the store is asked again"
+        stage.make_ready()
+    away.rename(blob_store.root)
     assert checking.drain() == 1
+    assert stage.check_of(event)["outcome"] == "scored"
+    assert _balances(project)
+
+
+def test_one_projects_missing_folder_keeps_nobody_elses_events_waiting(
+    checking: Checking, project: uuid.UUID, blob_store: blobs.FolderStore
+) -> None:
+    event = stage.send(blob_store, project, [RED], "A red circle.")
+    others = stage.send(blob_store, stage.new_project("other"), [BLUE], "A blue square.")
+    (blob_store.root / project.hex).rename(blob_store.root.with_name("lost"))
+    assert checking.drain() == 1
+    assert stage.check_of(others)["outcome"] == "scored"
+    assert stage.work_of(event) is not None
+
+
+def test_a_fault_of_ours_while_decoding_counts_an_attempt_and_ends_alone(
+    checking: Checking, project: uuid.UUID, blob_store: blobs.FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were it given back uncounted, this batch would be claimed again and again, and nothing behind it ever."""
+    prepare = Runtime.prepare
+
+    def fragile(self: Runtime, claimed: Sequence[Claimed]) -> Prepared:
+        if any(event.output == "A poisonous red circle." for event in claimed):
+            raise ZeroDivisionError
+        return prepare(self, claimed)
+
+    monkeypatch.setattr(Runtime, "prepare", fragile)
+    healthy = [stage.send(blob_store, project, [RED], f"A red circle number {n}.") for n in range(5)]
+    poison = stage.send(blob_store, project, [RED], "A poisonous red circle.")
+    for _ in range(12):
+        checking.drain()
+        stage.make_ready()
+    assert {stage.check_of(event)["outcome"] for event in healthy} == {"scored"}
+    work = stage.work_of(poison)
+    assert work is not None
+    assert work["state"] == 9
+    assert "ZeroDivisionError" in work["last_error"]
 
 
 def test_an_image_that_kills_its_decoder_is_quarantined_alone(

@@ -38,6 +38,14 @@ class Picture:
     refused: str | None = None
     model_error: str | None = None
     failed: str | None = None  # not final: the event is tried again
+    away: str | None = None  # nobody's fault: the event waits until the store is back
+
+
+@dataclass(frozen=True, slots=True)
+class Away:
+    """The store could not be asked for this image."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +54,16 @@ class Prepared:
 
     events: list[Claimed]
     known: dict[str, Picture]
-    outcomes: dict[str, Outcome]
+    outcomes: dict[str, Outcome | Away]
 
 
 @dataclass(slots=True)
 class Checked:
-    """Results to complete, and events to give back with the reason."""
+    """Results to complete, and events to give back with the reason: those that failed, and those that must wait."""
 
     results: list[CheckResult] = field(default_factory=list)
     failed: dict[uuid.UUID, str] = field(default_factory=dict)
+    postponed: dict[uuid.UUID, str] = field(default_factory=dict)
 
 
 class Memory:
@@ -99,13 +108,10 @@ class Runtime:
         self.pool.close()
 
     def prepare(self, events: Sequence[Claimed]) -> Prepared:
-        """Load and decode every image of the batch once, and write the display copies projects lack.
-
-        Raises errors.Unavailable or OSError when the store is away: nobody's attempt should count then.
-        """
+        """Load and decode every image of the batch once, and write the display copies projects lack."""
         wanted = _projects_by_image(events)
         known: dict[str, Picture] = {}
-        outcomes: dict[str, Outcome] = {}
+        outcomes: dict[str, Outcome | Away] = {}
         jobs: dict[str, Job] = {}
         for sha256, projects in wanted.items():
             if (picture := self._memory.get(sha256)) is not None:
@@ -113,23 +119,29 @@ class Runtime:
             unshown = any((project, sha256) not in self._shown for project in projects)
             if picture is None or unshown:
                 data = self._load(sha256, projects)
-                if isinstance(data, Crashed):
-                    outcomes[sha256] = data
-                else:
+                if isinstance(data, bytes):
                     jobs[sha256] = Job(data, wants_display=unshown)
+                else:
+                    outcomes[sha256] = data
         for sha256, outcome in zip(jobs, self.pool.decode(jobs.values(), self.progress), strict=True):
             outcomes[sha256] = outcome
             if isinstance(outcome, Decoded) and outcome.display:
                 self._show(sha256, wanted[sha256], outcome.display)
+        if away := [outcome for outcome in outcomes.values() if isinstance(outcome, Away)]:
+            log.error("%d images wait for the store: %s", len(away), away[0].reason)
         return Prepared(list(events), known, outcomes)
 
-    def _load(self, sha256: str, projects: Iterable[uuid.UUID]) -> bytes | Crashed:
+    def _load(self, sha256: str, projects: Iterable[uuid.UUID]) -> bytes | Crashed | Away:
+        """An image that is gone is its event's trouble, a store that is away is nobody's."""
+        away = None
         for project in projects:
             try:
                 return self.store.get(project, sha256)
             except errors.NotFound:
                 log.error("image %s of project %s is not in the store", sha256, project)
-        return Crashed(f"image_missing: {sha256} is not in the store")
+            except errors.Unavailable as error:
+                away = Away(error.message)
+        return away or Crashed(f"image_missing: {sha256} is not in the store")
 
     def _show(self, sha256: str, projects: Iterable[uuid.UUID], display: bytes) -> None:
         for project in projects:
@@ -149,8 +161,9 @@ class Runtime:
         scorable: list[tuple[Claimed, tuple[claims.Claim, ...], list[Picture]]] = []
         for event in prepared.events:
             seen = [pictures[sha256] for sha256 in event.images]
-            why = next((p.failed for p in seen if p.failed), None)
-            if why is not None:
+            if away := next((p.away for p in seen if p.away), None):
+                checked.postponed[event.event_id] = away
+            elif why := next((p.failed for p in seen if p.failed), None):
                 checked.failed[event.event_id] = why
             elif (settled := _settled_by_images(event, seen)) is not None:
                 checked.results.append(settled)
@@ -176,6 +189,8 @@ class Runtime:
                 fresh[sha256] = outcome
             elif isinstance(outcome, Refused):
                 found[sha256] = Picture(refused=outcome.reason)
+            elif isinstance(outcome, Away):
+                found[sha256] = Picture(away=outcome.reason)
             else:
                 found[sha256] = Picture(failed=outcome.reason)
         rows = scoring.embed_all(self._embed_images, list(fresh.values()), IMAGE_CHUNK, self.progress)

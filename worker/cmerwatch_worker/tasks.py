@@ -19,7 +19,7 @@ from sqlalchemy import orm
 
 from cmerwatch import checks, db, errors, policies, reviews, rollups
 from cmerwatch.settings import Settings
-from cmerwatch.shapes import CheckResult, Decided, Decision
+from cmerwatch.shapes import CheckResult, Claimed, Decided, Decision
 from cmerwatch_worker.checkers.base import Checker
 from cmerwatch_worker.leases import Leases
 from cmerwatch_worker.runtime import Checked, Prepared, Runtime
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 BUDGET_SECONDS = 20.0  # the solo pool does the broker's housekeeping only between tasks
 COMPLETE_TRIES = 3
+POSTPONE_SECONDS = 30.0  # until images are asked for again of a store that is away
 
 Away = (sa.exc.OperationalError, sa.exc.InterfaceError)
 
@@ -139,7 +140,7 @@ class Checking:
 
     def _claim(self, *, fresh_only: bool = False) -> Batch | None:
         """Claim, commit, load and decode. `fresh_only` gives a batch of retries back untouched."""
-        token = uuid.uuid4()
+        token, events = uuid.uuid4(), list[Claimed]()
         self._leases.hold(token)
         try:
             with db.transaction() as session:
@@ -152,10 +153,13 @@ class Checking:
                 self._give_back(token)
                 return None
             return Batch(token, self._runtime.prepare(events))
-        except Exception:
-            # The store or the database is away, which is no event's fault.
+        except Away:
             self._give_back(token)
             raise
+        except Exception as error:
+            self._leases.drop(token)
+            self._fail(token, [event.event_id for event in events], error)
+            return None
 
     def _finish(self, batch: Batch) -> int:
         """Check and complete. Whatever happens the lease is not renewed after this."""
@@ -167,14 +171,17 @@ class Checking:
             self._give_back(batch.token)
             raise
         except Exception as error:
-            # A fault of ours that one of these events brings out: the attempt counts, so it ends up alone.
-            log.error("a batch of %d failed: %s", len(batch.ids), where(error))
-            with db.transaction() as session:
-                checks.fail(session, batch.token, batch.ids, where(error))
+            self._fail(batch.token, batch.ids, error)
             return 0
         finally:
             self._leases.drop(batch.token)
             self._progress.touch()
+
+    def _fail(self, token: uuid.UUID, event_ids: Sequence[uuid.UUID], error: Exception) -> None:
+        """A fault of ours that one of these events brings out: the attempt counts, so it ends up alone."""
+        log.error("a batch of %d failed: %s", len(event_ids), where(error))
+        with db.transaction() as session:
+            checks.fail(session, token, event_ids, where(error))
 
     def _complete(self, token: uuid.UUID, checked: Checked) -> int:
         """One transaction. Repeated after a deadlock or a lost connection: the guard makes a repeat harmless."""
@@ -191,6 +198,8 @@ class Checking:
                     )
                     for event_id, why in checked.failed.items():
                         checks.fail(session, token, [event_id], why)
+                    for event_id, why in checked.postponed.items():
+                        checks.postpone(session, token, [event_id], POSTPONE_SECONDS, why)
                 return len(decided)
             except Away:
                 if attempt == COMPLETE_TRIES:
