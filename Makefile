@@ -29,7 +29,7 @@ up: $(DEMO_VENV)/.demo ## the same stack without seeded data
 	@exec $(DEMO_VENV)/bin/cmerwatch up $(ARGS)
 
 test: setup ## all tests, with a Postgres and a Redis of their own
-	.venv-dev/bin/pytest -n 4 --dist loadgroup $(ARGS)
+	.venv-dev/bin/pytest -q -n 4 --dist loadgroup $(ARGS)
 
 lint: setup ## ruff, mypy and the import rules
 	.venv-dev/bin/ruff check .
