@@ -13,6 +13,7 @@ from sqlalchemy import orm
 
 from cmerwatch import access, models, settings
 from cmerwatch_web import app as web
+from cmerwatch_web.console import throttle
 
 PAGES = (
     "/",
@@ -83,6 +84,51 @@ def test_a_wrong_password_an_unknown_login_and_nothing_at_all_get_the_same_answe
     assert answer.status_code == 401
     assert "Login or password is wrong." in answer.text
     assert "set-cookie" not in answer.headers
+
+
+def test_guessing_passwords_soon_has_to_wait_and_the_right_one_too(
+    app: fastapi.FastAPI, anyone: TestClient, user: models.User
+) -> None:
+    app.state.tries = throttle.Throttle(now=lambda: 0.0)  # on a busy machine the hashes alone outlast the first wait
+    for _ in range(throttle.FREE_TRIES):
+        assert anyone.post("/sign-in", data={"login": "ada", "password": "wrong"}).status_code == 401
+    answer = anyone.post("/sign-in", data={"login": "ada", "password": PASSWORD})
+    assert answer.status_code == 429
+    assert answer.headers["retry-after"] == "1"
+    assert "one-time link" in answer.text
+    assert "set-cookie" not in answer.headers
+    assert anyone.post("/sign-in", data={"login": "grace", "password": "wrong"}).status_code == 401
+
+
+def test_each_try_doubles_the_wait_up_to_five_minutes() -> None:
+    clock = [0.0]
+    tries = throttle.Throttle(now=lambda: clock[0])
+    waits = []
+    for _ in range(throttle.FREE_TRIES + 12):
+        if wait := tries.begin("ada", "10.0.0.1"):
+            assert tries.begin("ada", "10.0.0.1") == wait, "asking again makes it neither longer nor shorter"
+            waits.append(wait)
+            clock[0] += wait
+            assert tries.begin("ada", "10.0.0.1") == 0
+    assert waits == [min(2.0**n, throttle.LONGEST_SECONDS) for n in range(12)]
+    assert tries.begin("ada", "10.0.0.2") == 0, "another address has tries of its own"
+    clock[0] += throttle.FORGOTTEN_SECONDS + 1
+    assert [tries.begin("ada", "10.0.0.1") for _ in range(throttle.FREE_TRIES)] == [0.0] * throttle.FREE_TRIES
+
+
+def test_the_right_password_forgets_the_mistyped_ones() -> None:
+    tries = throttle.Throttle()
+    for _ in range(3 * throttle.FREE_TRIES):
+        assert tries.begin("ada", "10.0.0.1") == 0
+        tries.succeed("ada", "10.0.0.1")
+
+
+def test_what_is_remembered_of_tries_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(throttle, "MOST_REMEMBERED", 3)
+    tries = throttle.Throttle()
+    for n in range(10):
+        tries.begin(f"login {n}", "10.0.0.1")
+    assert len(tries._tries) == 3
 
 
 @pytest.mark.parametrize("path", PAGES)

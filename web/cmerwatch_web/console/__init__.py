@@ -3,7 +3,7 @@
 import fastapi
 from fastapi import Depends
 
-from cmerwatch_web.console import assets, auth, events, ledger, overview, pages
+from cmerwatch_web.console import assets, auth, events, ledger, overview, pages, throttle
 
 router = fastapi.APIRouter(include_in_schema=False, dependencies=[Depends(pages.refuse_foreign_forms)])
 for part in (assets, auth, overview, events, ledger):
@@ -13,4 +13,5 @@ for part in (assets, auth, overview, events, ledger):
 def install(app: fastapi.FastAPI) -> None:
     """Add the pages and how their refusals are answered."""
     pages.install(app)
+    app.state.tries = throttle.Throttle()
     app.include_router(router)

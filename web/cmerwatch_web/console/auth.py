@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from typing import Annotated
 
 import fastapi
@@ -13,7 +15,9 @@ from starlette.responses import Response
 
 from cmerwatch import access, errors, models
 from cmerwatch_web import deps
-from cmerwatch_web.console import pages
+from cmerwatch_web.console import pages, throttle
+
+log = logging.getLogger(__name__)
 
 router = fastapi.APIRouter(route_class=pages.Page)
 
@@ -59,10 +63,19 @@ def sign_in(
     next: Annotated[str, Form()] = "/",
 ) -> Response:
     next = pages.local_path(next)
+    tries: throttle.Throttle = request.app.state.tries
+    address = request.client.host if request.client else ""
+    if wait := math.ceil(tries.begin(login, address)):
+        problem = f"Too many tries. Wait {wait} seconds before the next, or sign in with a one-time link."
+        response = pages.render(request, "sign_in.html", 429, next=next, problem=problem, login=login)
+        response.headers["Retry-After"] = str(wait)
+        return response
     try:
         user = access.verify_password(session, login, password)
     except errors.Unauthenticated as error:
+        log.warning("a sign-in from %s was refused", address)  # not the login, where people type passwords too
         return pages.render(request, "sign_in.html", 401, next=next, problem=error.message, login=login)
+    tries.succeed(login, address)
     return _let_in(request, session, user, "password", next)
 
 
