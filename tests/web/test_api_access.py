@@ -27,6 +27,19 @@ ROUTES = [
 ]
 
 
+def test_no_route_is_left_out_of_this_file(http: TestClient) -> None:
+    described = {
+        (method.upper(), path)
+        for path, methods in http.get("/openapi.json").json()["paths"].items()
+        for method in methods
+    }
+    examples = {"{sha256}": "0" * 64, "{event_id}": str(uuid.UUID(int=0))}
+    for name, value in examples.items():
+        described = {(method, path.replace(name, value)) for method, path in described}
+    public = {("GET", path) for path in ("/healthz", "/readyz", "/metrics")}
+    assert described == public | {(method, path) for method, path, _ in ROUTES}
+
+
 @pytest.mark.parametrize("method, path, scope", ROUTES)
 @pytest.mark.parametrize(
     "authorization, says",

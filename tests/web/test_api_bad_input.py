@@ -58,7 +58,9 @@ BAD = [
     pytest.param({"confidence": float("inf")}, "invalid", "confidence", "Infinity", [0, 1], id="infinite confidence"),
     pytest.param({"confidence": "0.9"}, "invalid", "confidence", "a number", None, id="confidence a string"),
     pytest.param({"sample_rate": 1.5}, "invalid", "sample_rate", "0 to 1", [0, 1], id="sample rate over 1"),
-    pytest.param({"occurred_at": in_minutes(24 * 60)}, "invalid", "occurred_at", "5 minutes", 300, id="from the future"),
+    pytest.param(
+        {"occurred_at": in_minutes(24 * 60)}, "invalid", "occurred_at", "5 minutes", 300, id="from the future"
+    ),
     pytest.param({"occurred_at": "2026-11-24T09:00:00"}, "invalid", "occurred_at", "time zone", None, id="no zone"),
     pytest.param({"occurred_at": "yesterday"}, "invalid", "occurred_at", "ISO 8601", None, id="not a time"),
     pytest.param({"occurred_at": 1_700_000_000}, "invalid", "occurred_at", "ISO 8601", None, id="time a number"),

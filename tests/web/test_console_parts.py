@@ -133,7 +133,19 @@ def test_a_number_beside_its_threshold_never_rounds_onto_it(value: float, thresh
     assert value in (0, 1) or float(shown) not in (0, 1) or abs(value - round(value)) < 1e-6
 
 
-def test_every_reason_and_outcome_has_words_or_shows_its_code() -> None:
+def test_every_reason_the_worker_gives_has_words_and_no_other_does() -> None:
+    """The console and the worker do not know each other; the codes in the worker's sources are what they share."""
+    worker = Path(__file__).parents[2] / "worker" / "cmerwatch_worker"
+    sources = "".join((worker / name).read_text() for name in ("decode.py", "claims.py", "scoring.py", "runtime.py"))
+    given = set(re.findall(r'"([a-z]+(?:_[a-z]+)*)"', sources))
+    kinds = {"audit", "flagged", "low_similarity_unconfirmed"}
+    assert set(words.REASONS) - kinds <= given
+    final = set(re.findall(r'(?:Refused\(|reasons=\(|"truncated" if is_short else |[A-Z]+ = )"([a-z_]+)"', sources))
+    assert {"too_narrow", "refusal", "embedding_not_a_number", "no_image"} <= final
+    assert final <= set(words.REASONS)
+
+
+def test_a_reason_without_words_shows_its_code() -> None:
     assert words.reason("blank_image").startswith("the picture is blank")
     assert words.reason("something_new") == "something new"
 

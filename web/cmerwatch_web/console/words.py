@@ -8,18 +8,26 @@ import markupsafe
 
 from cmerwatch_web import charts
 
-# What CLIP-type checkers are known to be near chance at; docs/what-cmer-is.md says how that was measured.
+# What CLIP-type checkers are known to be near chance at; bench/README.md has what was measured of the demo's.
 BLIND_SPOTS = "counts, small print and other text, left and right, and fine attributes"
 
 REASONS = {
     "blank_image": "the picture is blank, noise or nearly one colour",
+    "animated": "only the first frame of the animation was looked at",
     "wrong_image": "the text fits this picture no better than a picture it was not written for",
-    "low_similarity": "the picture supports the text poorly",
     "low_similarity_unconfirmed": "the picture supports the text poorly, and the confidence is not known",
     "nothing_visual": "nothing in the text can be looked for in a picture",
-    "no_claims": "nothing in the text can be looked for in a picture",
     "refusal": "the model declined to answer",
-    "short_answer": "an answer this short (a number, yes or no) says nothing that can be looked for",
+    "answer_without_statement": "a number, yes or no alone states nothing that can be looked for",
+    "unreadable_script": "the checker does not know the script of this text",
+    "no_image": "the event has no picture",
+    "not_an_image": "the file is not a picture that can be read",
+    "truncated": "the file ends before the picture does",
+    "cannot_decode": "the file is broken",
+    "too_many_pixels": "the picture is larger than the limit",
+    "too_narrow": "the picture is a strip, more than 50 times longer than wide",
+    "out_of_memory": "the picture needs more memory than one picture may take",
+    "embedding_not_a_number": "the checker's answer was not a number",
     "audit": "drawn at random to measure the true rate",
     "flagged": "confident, and poorly supported by the picture",
 }
