@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import pwd
+import random
 import signal
 import socket
 import subprocess
@@ -180,11 +181,17 @@ def open_log(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
+# Below the ports that Linux and macOS lend to outgoing connections: one from among those may be lent to somebody
+# between now and the moment, seconds later, when a child binds it.
+PORTS = range(20_000, 32_000)
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    for port in random.sample(PORTS, 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise errors.StartRefused(f"No free port was found between {PORTS.start} and {PORTS.stop - 1}; name one.")
 
 
 def is_listening(port: int) -> bool:

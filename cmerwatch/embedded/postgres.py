@@ -96,10 +96,6 @@ class Postgres:
                 statement += sql.SQL(" TEMPLATE {} STRATEGY wal_log").format(sql.Identifier(template))
             connection.execute(statement)
 
-    def drop_database(self, name: str) -> None:
-        with self._admin() as connection:
-            connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
-
     def _admin(self) -> psycopg.Connection:
         return psycopg.connect(self.url("postgres"), autocommit=True, connect_timeout=5)
 
