@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import datetime as dt
 import hashlib
 import hmac
@@ -313,8 +312,3 @@ def audit(
         )
     )
     session.flush()
-
-
-def make_secret_key() -> str:
-    """A new value for CMERWATCH_SECRET_KEY."""
-    return base64.urlsafe_b64encode(secrets.token_bytes(48)).decode()

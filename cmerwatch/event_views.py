@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -204,12 +203,3 @@ def _row(row: sa.Row[Any]) -> EventRow:
         score=row.score,
         flagged=row.flagged,
     )
-
-
-def values_of(session: orm.Session, project_id: uuid.UUID, dimension: str) -> Sequence[str]:
-    """The distinct values of one dimension seen in rollups: what filter menus offer."""
-    if dimension not in DIMENSIONS:
-        raise errors.Invalid(f"{dimension!r} is not a dimension; they are {', '.join(DIMENSIONS)}.", field="group_by")
-    column = getattr(models.Rollup1h, dimension)
-    statement = sa.select(column).where(models.Rollup1h.project_id == project_id).distinct().order_by(column)
-    return session.scalars(statement.limit(500)).all()

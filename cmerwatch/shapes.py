@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 BUCKET_SECONDS = 300
 LATE_AFTER = dt.timedelta(minutes=10)
@@ -75,7 +75,6 @@ class CheckResult:
     mismatch_percentile: float | None = None
     claims: tuple[ClaimScore, ...] = ()
     reasons: tuple[str, ...] = ()
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

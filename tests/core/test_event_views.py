@@ -187,22 +187,6 @@ def test_filter_values_are_text_and_never_sql(session: orm.Session, project: mod
     assert found(session, project, dimensions={"endpoint": "' OR ''='"}, event_key="'; DROP TABLE events; --") == []
 
 
-# Menus
-
-
-def test_menus_offer_the_values_seen_in_this_project(
-    session: orm.Session, project: models.Project, stranger: models.Project
-) -> None:
-    for endpoint in ("/b", "/a", "/b"):
-        factories.ingest(session, project.id, endpoint=endpoint)
-    factories.ingest(session, stranger.id, endpoint="/theirs")
-    factories.check_all(session)
-    assert list(event_views.values_of(session, project.id, "endpoint")) == ["/a", "/b"]
-    assert list(event_views.values_of(session, project.id, "customer")) == [""]
-    with pytest.raises(errors.Invalid, match="'colour' is not a dimension"):
-        event_views.values_of(session, project.id, "colour")
-
-
 def test_the_policy_in_force_decides_what_a_page_calls_flagged(session: orm.Session, project: models.Project) -> None:
     policies.create(session, project.id, [{"sim_threshold": 0.5}], "user:ada")
     event_id = factories.ingest(session, project.id)

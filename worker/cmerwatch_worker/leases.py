@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from cmerwatch import checks, db
 
@@ -22,14 +20,6 @@ class Leases:
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="leases", daemon=True)
         self._thread.start()
-
-    @contextmanager
-    def holding(self, token: uuid.UUID) -> Iterator[None]:
-        self.hold(token)
-        try:
-            yield
-        finally:
-            self.drop(token)
 
     def hold(self, token: uuid.UUID) -> None:
         self._held.add(token)

@@ -91,7 +91,7 @@ def explain(it: Judged) -> Verdict:
         return Verdict(
             "Calibrating",
             "quiet",
-            "Scored, but not decided: the checker has not seen enough matching text yet to know what is low.",
+            "Scored, but not decided: the checker has no reference of matching text, so nothing says yet what is low.",
         )
     return _decided(it, it.score, it.sim_threshold, it.conf_threshold)
 

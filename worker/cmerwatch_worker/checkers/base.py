@@ -23,7 +23,7 @@ class Checker(Protocol):
     embed_dim: int
     logit_scale: float
     logit_bias: float | None  # None: a softmax-trained model, judged by its cosine
-    reference: Reference | None  # None: "calibrating", until the first traffic gives one
+    reference: Reference | None  # None: "calibrating", scored and undecided
 
     def count_tokens(self, text: str) -> int:
         """Tokens of the whole text with its marks, nothing cut."""
