@@ -1,5 +1,6 @@
 """Watch what a vision-language-model app says about its images: the SDK's public names."""
 
+from cmerwatch.sdk import testing
 from cmerwatch.sdk.api import capture, context, flush, init, record, shutdown, stats
 from cmerwatch.sdk.client import Client
 from cmerwatch.sdk.counts import Stats
@@ -17,4 +18,5 @@ __all__ = [
     "record",
     "shutdown",
     "stats",
+    "testing",
 ]

@@ -204,7 +204,9 @@ def test_metrics_are_well_formed(http: TestClient) -> None:
     answer = http.get("/metrics")
     assert answer.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
     for line in answer.text.splitlines():
-        assert re.fullmatch(r'# (HELP|TYPE) cmerwatch_\w+ .+|cmerwatch_\w+(\{\w+="[^"]+"\})? [\d.e+-]+', line), line
+        assert re.fullmatch(r'# (HELP|TYPE) cmerwatch_\w+ .+|cmerwatch_\w+(\{\w+="[^"]+"\})? [\dNae.+-]+', line), (
+            line
+        )
     buckets = [value for name, value in numbers(answer.text).items() if "_bucket" in name]
     assert buckets == sorted(buckets)
     assert buckets[-1] == numbers(answer.text)["cmerwatch_ingest_seconds_count"]
@@ -215,3 +217,14 @@ def test_ready_says_how_far_ahead_events_can_be_taken(http: TestClient, session:
     assert (answer["status"], answer["database"], answer["clock"]) == ("ready", "ready", "ready")
     assert answer["partition_days_ahead"] >= 8
     assert dt.timedelta(seconds=answer["clock_skew_seconds"]) < dt.timedelta(seconds=30)
+
+
+def test_ready_and_metrics_say_when_a_worker_was_last_there(http: TestClient, session: orm.Session) -> None:
+    assert http.get("/readyz").json()["worker_clock_seconds_ago"] is None
+    assert "cmerwatch_worker_clock_age_seconds NaN" in http.get("/metrics").text
+    session.add(models.Heartbeat(name="clock", at=dt.datetime.now(dt.UTC) - dt.timedelta(seconds=90)))
+    session.commit()
+    ready = http.get("/readyz")
+    assert ready.status_code == 200  # without a worker events wait, but they are taken
+    assert 89 < ready.json()["worker_clock_seconds_ago"] < 150
+    assert 89 < numbers(http.get("/metrics").text)["cmerwatch_worker_clock_age_seconds"] < 150

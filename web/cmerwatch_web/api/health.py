@@ -37,11 +37,20 @@ def get_readyz(session: deps.Session) -> JSONResponse:
         "clock_skew_seconds": round(skew, 3),
         "partitions": "ready" if days else "missing",
         "partition_days_ahead": days,
+        # Told, not required: without a worker events wait, but they are taken.
+        "worker_clock_seconds_ago": _worker_clock_seconds_ago(session),
     }
     if "skewed" in state.values() or "missing" in state.values():
         message = "Not ready: the clock is off, or today has no partition (`cmerwatch worker` makes them)."
         return JSONResponse(errors.body("unavailable", message, state), 503, errors.retry_headers())
     return JSONResponse({"status": "ready", **state})
+
+
+def _worker_clock_seconds_ago(session: orm.Session) -> float | None:
+    """How long ago a worker's clock last finished a round (it does every 15 s); None before the first."""
+    age = sa.extract("epoch", sa.func.clock_timestamp() - models.Heartbeat.at)
+    seconds = session.scalar(sa.select(age).where(models.Heartbeat.name == "clock"))
+    return None if seconds is None else round(float(seconds), 1)
 
 
 @router.get("/metrics")
@@ -51,7 +60,12 @@ def get_metrics(session: deps.Session) -> Response:
 
 def _gauges(session: orm.Session) -> dict[str, tuple[str, float]]:
     quarantined = sa.select(sa.func.count()).select_from(models.Work).where(models.Work.state == models.QUARANTINED)
+    clock = _worker_clock_seconds_ago(session)
     return {
+        "cmerwatch_worker_clock_age_seconds": (
+            "Seconds since a worker's clock last finished a round; NaN before the first.",
+            float("nan") if clock is None else clock,
+        ),
         "cmerwatch_waiting": ("Events accepted and not yet checked.", checks.waiting(session)),
         "cmerwatch_quarantined": ("Events no worker survived.", session.execute(quarantined).scalar_one()),
         "cmerwatch_partition_days_ahead": (

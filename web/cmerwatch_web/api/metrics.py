@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import math
 import threading
 from collections.abc import Iterable, Mapping
 
@@ -38,8 +39,13 @@ def text(gauges: Mapping[str, tuple[str, float]]) -> str:
     lines += [f'cmerwatch_events_total{{status="{status}"}} {value}' for status, value in events.items()]
     lines += _histogram(latency, latency_sum)
     for name, (help_text, value) in gauges.items():
-        lines += [f"# HELP {name} {help_text}", f"# TYPE {name} gauge", f"{name} {value:g}"]
+        lines += [f"# HELP {name} {help_text}", f"# TYPE {name} gauge", f"{name} {_number(value)}"]
     return "\n".join(lines) + "\n"
+
+
+def _number(value: float) -> str:
+    """Prometheus writes NaN with capitals."""
+    return "NaN" if math.isnan(value) else f"{value:g}"
 
 
 def _histogram(latency: list[int], latency_sum: float) -> list[str]:
