@@ -14,7 +14,7 @@ from cmerwatch import db, models, partitions
 log = logging.getLogger(__name__)
 
 NAME = "clock"
-BEAT_SECONDS = 15.0  # /readyz calls the clock dead after several of these
+BEAT_SECONDS = 15.0  # /readyz and /metrics tell how long ago the last one was
 PARTITIONS_SECONDS = 3600.0
 
 
