@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import secrets
 import string
+import threading
 import uuid
 import zlib
 from collections.abc import Sequence
@@ -35,6 +36,8 @@ ROLE_ACTIONS = {
 
 _BASE62 = string.digits + string.ascii_letters
 _hasher = argon2.PasswordHasher()
+# Each hash takes 64 MiB while it runs, and strangers may ask for as many at once as the server has threads.
+_hashing = threading.BoundedSemaphore(4)
 # Verified when the login is unknown, so that an unknown login takes as long as a wrong password.
 _NOBODY = _hasher.hash(secrets.token_hex(16))
 
@@ -213,7 +216,9 @@ def verify_password(session: orm.Session, login: str, password: str) -> models.U
     user = session.scalar(sa.select(models.User).where(models.User.login == named, models.User.disabled_at.is_(None)))
     known = user is not None and user.password_hash is not None and len(password) <= MAX_PASSWORD and named == login
     try:
-        _hasher.verify(user.password_hash if user and user.password_hash else _NOBODY, _bytes(password[:MAX_PASSWORD]))
+        with _hashing:
+            stored = user.password_hash if user and user.password_hash else _NOBODY
+            _hasher.verify(stored, _bytes(password[:MAX_PASSWORD]))
     except argon2.exceptions.VerificationError:
         known = False
     if user is None or not known:

@@ -211,6 +211,23 @@ def test_everything_else_gets_one_and_the_same_answer(session: orm.Session, grac
             access.verify_password(session, login, password)
 
 
+def test_only_a_few_passwords_are_hashed_at_once(
+    session: orm.Session, grace: models.User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each takes 64 MiB: whoever sends forty sign-ins at once must not take the server's memory."""
+    free_meanwhile: list[int] = []
+
+    class Hasher:
+        def verify(self, stored: str, password: bytes) -> None:
+            free_meanwhile.append(access._hashing._value)
+
+    free = access._hashing._value
+    assert 1 <= free <= 4
+    monkeypatch.setattr(access, "_hasher", Hasher())
+    access.verify_password(session, "grace", GOOD_PASSWORD)
+    assert (free_meanwhile, access._hashing._value) == ([free - 1], free)
+
+
 def test_a_password_is_compared_whole(session: orm.Session, project: models.Project) -> None:
     longest = "p" * access.MAX_PASSWORD
     access.create_user(session, project.id, "long", "Long", "viewer", longest)

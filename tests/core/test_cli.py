@@ -216,6 +216,8 @@ def server() -> Iterator[Callable[[Answers], str]]:
                 status, body = answers[self.path]
                 data = body if isinstance(body, bytes) else json.dumps(body).encode()
                 self.send_response(status)
+                if 300 <= status < 400:
+                    self.send_header("Location", "/elsewhere")
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
                 self.wfile.write(data)
@@ -287,6 +289,12 @@ def test_the_doctor_names_the_step_that_fails(
 def test_an_address_that_is_no_server_is_a_failed_step_and_no_traceback(url: str) -> None:
     (step,) = doctor.examine(url, "key")
     assert (step.name, step.is_ok) == ("reach the server", False)
+
+
+def test_a_redirect_is_told_and_not_followed_with_the_key(server: Callable[[Answers], str]) -> None:
+    (step,) = doctor.examine(server(WELL | {"/healthz": (302, {}), "/elsewhere": (200, {})}), "key")
+    assert not step.is_ok
+    assert "answered 302" in step.said
 
 
 def test_a_key_that_cannot_stand_in_a_header_is_a_failed_step(server: Callable[[Answers], str]) -> None:
