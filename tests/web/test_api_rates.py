@@ -204,9 +204,7 @@ def test_metrics_are_well_formed(http: TestClient) -> None:
     answer = http.get("/metrics")
     assert answer.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
     for line in answer.text.splitlines():
-        assert re.fullmatch(r'# (HELP|TYPE) cmerwatch_\w+ .+|cmerwatch_\w+(\{\w+="[^"]+"\})? [\dNae.+-]+', line), (
-            line
-        )
+        assert re.fullmatch(r'# (HELP|TYPE) cmerwatch_\w+ .+|cmerwatch_\w+(\{\w+="[^"]+"\})? [\dNae.+-]+', line), line
     buckets = [value for name, value in numbers(answer.text).items() if "_bucket" in name]
     assert buckets == sorted(buckets)
     assert buckets[-1] == numbers(answer.text)["cmerwatch_ingest_seconds_count"]
@@ -228,3 +226,34 @@ def test_ready_and_metrics_say_when_a_worker_was_last_there(http: TestClient, se
     assert ready.status_code == 200  # without a worker events wait, but they are taken
     assert 89 < ready.json()["worker_clock_seconds_ago"] < 150
     assert 89 < numbers(http.get("/metrics").text)["cmerwatch_worker_clock_age_seconds"] < 150
+
+
+@pytest.mark.parametrize("path", ["/v1/cmer", "/v1/ledger", "/v1/events"])
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("to=9999-12-31T23:59:59Z", "to"),
+        ("to=0001-01-01T00:00:00Z", "to"),
+        ("from=0001-01-01T00:00:00Z", "from"),
+    ],
+)
+def test_a_time_at_the_end_of_the_calendar_is_refused_by_name(
+    http: TestClient, read: Headers, path: str, query: str, field: str
+) -> None:
+    answer = http.get(f"{path}?{query}", headers=read)
+    assert answer.status_code == 422
+    assert answer.json()["error"]["details"] == {"field": field, "limit": [1900, 9998]}
+
+
+def test_the_last_allowed_moment_is_answered(http: TestClient, read: Headers, checked: dict[str, str]) -> None:
+    for path in ("/v1/cmer?bucket=5m", "/v1/cmer?bucket=1d", "/v1/ledger?", "/v1/events?"):
+        assert http.get(f"{path}&to=9998-12-31T23:59:59.999Z", headers=read).status_code == 200
+    for path in ("/v1/cmer?bucket=1d", "/v1/ledger?", "/v1/events?"):
+        assert http.get(f"{path}&to=1900-01-01T00:00:00Z", headers=read).status_code == 200
+
+
+@pytest.mark.parametrize("query", ["group_by=customer&group_by=model", "customer=a&customer=b"])
+def test_a_parameter_given_twice_is_refused(http: TestClient, read: Headers, query: str) -> None:
+    answer = http.get(f"/v1/cmer?{query}", headers=read)
+    assert answer.status_code == 422
+    assert "more than once" in answer.json()["error"]["message"]

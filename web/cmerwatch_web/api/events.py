@@ -150,11 +150,14 @@ def dimensions(request: Request) -> dict[str, str]:
 
 
 def require_known(request: Request, names: tuple[str, ...]) -> None:
-    """A mistyped filter must not silently widen the answer."""
+    """A mistyped filter must not silently widen the answer, nor a second value silently replace the first."""
     unknown = sorted(set(request.query_params) - set(names))
     if unknown:
         name = unknown[0][:64]
         raise errors.Invalid(f"`{name}` is not a parameter here; those are {', '.join(names)}.", field=name)
+    for name in request.query_params:
+        if len(request.query_params.getlist(name)) > 1:
+            raise errors.Invalid(f"`{name}` is given more than once; only one value can count.", field=name)
 
 
 def require_one_of(field: str, value: str | None, allowed: tuple[str, ...]) -> None:

@@ -12,6 +12,10 @@ from cmerwatch import errors
 From = Annotated[str | None, Query(alias="from", description="ISO 8601 with a time zone; included.")]
 To = Annotated[str | None, Query(description="ISO 8601 with a time zone; excluded.")]
 
+# Whoever asks widens a window to whole buckets and takes the default one off its end: past these, Python's own
+# calendar ends on the way.
+YEARS = range(1900, 9999)
+
 
 def moment(text: str | None, field: str) -> dt.datetime | None:
     """Raises Invalid naming the field."""
@@ -22,9 +26,14 @@ def moment(text: str | None, field: str) -> dt.datetime | None:
         at = dt.datetime.fromisoformat(text[:-6] + "+" + text[-5:] if text[-6:-5] == " " and "T" in text else text)
         if at.tzinfo is None:
             raise errors.Invalid(f"`{field}` has no time zone; end it with Z.", field=field)
-        return at.astimezone(dt.UTC)
+        at = at.astimezone(dt.UTC)
     except (ValueError, OverflowError):
         raise errors.Invalid(f"`{field}` must be a time such as 2026-11-24T09:00:00Z.", field=field) from None
+    if at.year not in YEARS:
+        raise errors.Invalid(
+            f"`{field}` must lie in the years {YEARS[0]} to {YEARS[-1]}.", field=field, limit=[YEARS[0], YEARS[-1]]
+        )
+    return at
 
 
 def window(
