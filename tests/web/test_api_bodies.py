@@ -66,6 +66,7 @@ def test_a_body_over_the_limit_is_refused_before_a_byte_is_read(app: fastapi.Fas
     assert status == 413
     assert body["error"]["code"] == "too_large"
     assert str(LIMIT) in body["error"]["message"]
+    assert body["error"]["details"] == {"field": "body", "limit": LIMIT}
 
 
 def test_a_body_of_unstated_length_is_refused_at_the_byte_too_many(app: fastapi.FastAPI, ingest: Headers) -> None:

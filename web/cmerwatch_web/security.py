@@ -84,7 +84,7 @@ class BodyLimits:
         return self.too_large() if len(length) > 18 or int(length) > self.limit else None
 
     def too_large(self) -> HTTPException:
-        return HTTPException(413, f"The body is over the limit of {self.limit} bytes; send it in smaller parts.")
+        return errors.BodyTooLarge(self.limit)
 
 
 class _Body:
