@@ -52,6 +52,13 @@ class Settings(pydantic_settings.BaseSettings):
         0.02, ge=0, le=1, description="Share of unflagged events drawn at random for review."
     )
 
+    @pydantic.field_validator("database_url")
+    @classmethod
+    def _postgres(cls, value: str) -> str:
+        if not value.startswith(("postgresql://", "postgresql+psycopg://")):
+            raise ValueError("must begin with postgresql://")
+        return value
+
     @pydantic.field_validator("secret_key")
     @classmethod
     def _long_enough(cls, value: pydantic.SecretStr) -> pydantic.SecretStr:

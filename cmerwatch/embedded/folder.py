@@ -19,24 +19,33 @@ class DataFolder:
         self._lock: int | None = None
 
     def open(self) -> None:
-        """Make the folders and take the lock. Raises StartRefused naming the process that holds it."""
+        """Make the folders and take the lock. Raises StartRefused naming the process that holds it, or the obstacle."""
+        try:
+            self._lock = lock = self._make()
+        except OSError as error:
+            raise errors.StartRefused(
+                f"{self.path} cannot hold the data: {error.strerror} ({error.filename}). Choose another --data-dir."
+            ) from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(lock, 20).decode(errors="replace").strip()
+            self.close()
+            raise errors.StartRefused(
+                f"{self.path} is in use by the running process {holder}. Stop it, or choose another --data-dir."
+            ) from None
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+
+    def _make(self) -> int:
+        """The folders; a descriptor of the lock file."""
         self.path.mkdir(parents=True, exist_ok=True)
         # Others may pass the top folder but not list it: as root, Postgres runs as another user below it.
         self.path.chmod(0o711 if os.geteuid() == 0 else 0o700)
         for name in ("blobs", "secrets", "logs", "redis", "broker"):
             (self.path / name).mkdir(mode=0o700, exist_ok=True)
             (self.path / name).chmod(0o700)
-        self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(self._lock, 20).decode(errors="replace").strip()
-            self.close()
-            raise errors.StartRefused(
-                f"{self.path} is in use by the running process {holder}. Stop it, or choose another --data-dir."
-            ) from None
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+        return os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
 
     @property
     def is_in_use(self) -> bool:

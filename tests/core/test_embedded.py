@@ -152,6 +152,13 @@ def test_a_data_folder_has_one_holder_at_a_time(tmp_path: Path) -> None:
     second.close()
 
 
+def test_a_data_folder_that_cannot_be_made_is_refused_with_its_name(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/below")):
+        with pytest.raises(errors.StartRefused, match=rf"^{path} cannot hold the data: .* Choose another --data-dir"):
+            embedded.DataFolder(path).open()
+
+
 def test_the_only_stack_running_below_here_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CMERWATCH_DATA_DIR")

@@ -29,6 +29,7 @@ def test_the_environment_sets_what_it_names(configured: Change) -> None:
         ("BATCH_SIZE", "100000"),
         ("MAX_BODY_BYTES", "10"),
         ("SECRET_KEY", "too short"),
+        ("DATABASE_URL", "mysql://x"),
     ],
 )
 def test_a_bad_value_stops_the_start_by_its_name(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
