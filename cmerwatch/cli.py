@@ -316,11 +316,12 @@ def create_key(
 
 @key_app.command("revoke")
 def revoke_key(
-    key_id: Annotated[str, typer.Argument(help="The part between the first two underscores: cmw_<id>_...")],
+    key: Annotated[str, typer.Argument(help="The whole key, or its id: the part between the two underscores.")],
     project: Annotated[str, typer.Option(help="Slug of the project.")],
     data_dir: StackFolder = None,
 ) -> None:
     """End a key at once."""
+    key_id = key.removeprefix("cmw_").split("_")[0]  # a leaked key is at hand as a whole; its secret stays unsaid
     with connected(data_dir) as session:
         owner = access.project_of_slug(session, project)
         access.revoke_key(session, owner.id, key_id)

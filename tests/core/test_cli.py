@@ -85,6 +85,14 @@ def test_a_revoked_key_opens_nothing(run: Callable[..., str]) -> None:
         access.principal_of_key(session, f"Bearer {key}")
 
 
+def test_a_leaked_key_is_revoked_as_it_was_found_and_not_said_again(run: Callable[..., str]) -> None:
+    run("project", "acme")
+    key = run("key", "create", "--project", "acme", "--scope", "ingest")
+    assert run("key", "revoke", key, "--project", "acme") == f"key {key.split('_')[1]} revoked"
+    with db.transaction() as session, pytest.raises(errors.Unauthenticated, match="revoked"):
+        access.principal_of_key(session, f"Bearer {key}")
+
+
 def test_a_review_key_needs_the_person_it_acts_as(run: Callable[..., str]) -> None:
     run("project", "acme")
     run("user", "create", "ann", "--project", "acme", "--role", "reviewer")
