@@ -12,6 +12,7 @@ from typing import Any
 TINTS = ((0.01, "t0"), (0.05, "t1"), (0.20, "t2"))
 UNSURE = ((0.1, "p0"), (0.5, "p1"))
 TOKENS_SHOWN = 600
+CLAIMS_SHOWN = 200  # rows of the table: an output of 200 000 characters has 14 000, on which a browser works for 10 s
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,13 @@ def cut(output: str, claims: Sequence[Mapping[str, Any]]) -> list[Passage]:
     if at < len(output):
         made.append(Passage(output[at:], None))
     return made
+
+
+def weakest(passages: Sequence[Passage]) -> list[Claim]:
+    """The CLAIMS_SHOWN claims of lowest cosine, in the order of the text."""
+    claims = [part.claim for part in passages if part.claim]
+    lowest = sorted(claims, key=lambda claim: claim.similarity)[:CLAIMS_SHOWN]
+    return sorted(lowest, key=lambda claim: claim.number)
 
 
 def strip(tokens: Sequence[str] | None, logprobs: Sequence[float | None] | None) -> list[Token]:
