@@ -34,6 +34,21 @@ def test_an_uploaded_picture_is_no_longer_missing_and_may_be_named(
     assert (stored()["images"], stored()["blobs"]) == (1, 1)
 
 
+def test_a_picture_whose_bytes_were_lost_is_missing_again_and_can_be_sent_again(
+    http: TestClient, ingest: Headers, tmp_path: Path, stored: Stored
+) -> None:
+    """As after a disk restored from an older backup than the database."""
+    picture = png()
+    http.put(f"/v1/images/{sha256(picture)}", content=picture, headers=ingest)
+    [file] = [path for path in (tmp_path / "data" / "blobs").rglob("*") if path.is_file()]
+    file.unlink()
+    asked = {"sha256": [sha256(picture)]}
+    assert http.post("/v1/images/missing", json=asked, headers=ingest).json() == {"missing": asked["sha256"]}
+    assert http.put(f"/v1/images/{sha256(picture)}", content=picture, headers=ingest).status_code == 200
+    assert http.post("/v1/images/missing", json=asked, headers=ingest).json() == {"missing": []}
+    assert (stored()["images"], stored()["blobs"]) == (1, 1)
+
+
 def test_the_stored_bytes_are_the_bytes_sent(
     http: TestClient, ingest: Headers, project: models.Project, tmp_path: Path
 ) -> None:

@@ -38,9 +38,9 @@ async def _image_bytes(request: Request) -> bytes:
 
 @router.post("/missing")
 def post_missing(
-    principal: deps.MayIngest, body: Annotated[bytes, Depends(_whole_body)], session: deps.Session
+    principal: deps.MayIngest, body: Annotated[bytes, Depends(_whole_body)], store: deps.Blobs, session: deps.Session
 ) -> JSONResponse:
-    """Which of `{"sha256": [...]}` this project has not uploaded yet."""
+    """Which of `{"sha256": [...]}` this project has not uploaded yet, or whose bytes were lost since."""
     asked = bodies.document(body)
     hashes = asked.get("sha256") if isinstance(asked, dict) and set(asked) == {"sha256"} else None
     if not isinstance(hashes, list) or len(hashes) > MAX_HASHES:
@@ -51,7 +51,13 @@ def post_missing(
         if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
             field = f"sha256[{index}]"
             raise errors.Invalid(f"`{field}` must be 64 lower-case hexadecimal digits.", field=field)
-    return JSONResponse({"missing": events.missing_images(session, principal.project_id, hashes)})
+    unknown = set(events.missing_images(session, principal.project_id, hashes))
+    missing = [
+        sha256
+        for sha256 in dict.fromkeys(hashes)
+        if sha256 in unknown or not store.exists(principal.project_id, sha256)
+    ]
+    return JSONResponse({"missing": missing})
 
 
 @router.put("/{sha256}")
