@@ -65,7 +65,8 @@ def test_rates_come_with_n_interval_and_coverage(http: TestClient, read: Headers
     assert row["cmer"] == pytest.approx(1 / 3)
     assert 0 < row["low"] < 1 / 3 < row["high"] < 1
     assert row["coverage"] == pytest.approx(4 / 5)
-    assert row["uer"] == pytest.approx(1 / 3)
+    assert (row["uer"], row["uer_n"]) == (pytest.approx(1 / 3), 3)
+    assert 0 < row["uer_low"] < 1 / 3 < row["uer_high"] < 1
     assert len(row["sim_quartiles"]) == 3
     assert (row["accepted"], row["waiting"], row["unscorable"]) == (5, 1, 1)
 
@@ -93,6 +94,7 @@ def test_without_an_n_there_is_no_rate_and_no_interval(
     post(http, ingest)
     [row] = http.get("/v1/cmer?bucket=1d", headers=read).json()["rows"]
     assert (row["n"], row["cmer"], row["low"], row["high"], row["uer"]) == (0, None, None, None, None)
+    assert (row["uer_n"], row["uer_low"], row["uer_high"]) == (0, None, None)
     assert row["coverage"] == 0
 
 

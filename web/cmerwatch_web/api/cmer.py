@@ -73,6 +73,7 @@ def _checker(session: orm.Session, project_id: uuid.UUID, name: str | None) -> m
 def _rate(row: cmer_series.CmerRow) -> dict[str, Any]:
     """No interval without an n: (0, 1) would look like a measurement."""
     low, high = row.cmer.interval if row.n else (None, None)
+    uer_low, uer_high = row.uer.interval if row.uer.n else (None, None)
     return {
         "start": row.start.isoformat(),
         **row.group,
@@ -84,6 +85,9 @@ def _rate(row: cmer_series.CmerRow) -> dict[str, Any]:
         "high": high,
         "coverage": row.coverage,
         "uer": row.uer.value,
+        "uer_n": row.uer.n,
+        "uer_low": uer_low,
+        "uer_high": uer_high,
         "sim_quartiles": row.sim_quartiles,
         "accepted": row.accepted,
         "waiting": row.waiting,
