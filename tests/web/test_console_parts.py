@@ -208,12 +208,16 @@ def test_the_tint_follows_the_percentile(percentile: float | None, tint: str) ->
 def test_of_very_many_sentences_the_weakest_are_listed_in_the_order_of_the_text() -> None:
     n = passages.CLAIMS_SHOWN + 100
     spans = [claim(i, i + 1) | {"similarity": -i / n if i % 2 else i / n} for i in range(n)]
-    listed = passages.weakest(passages.cut("x" * n, spans))
+    parts = passages.cut("x" * n, spans)
+    listed = passages.weakest(parts)
     numbers = [one.number for one in listed]
     assert len(listed) == passages.CLAIMS_SHOWN
     assert numbers == sorted(numbers)
     assert {number for number in range(1, n + 1) if number % 2 == 0} <= set(numbers)  # the negative ones
     assert numbers[0] == 1  # then the next smallest
+    marked = passages.marked(parts, listed)
+    assert "".join(part.text for part in marked) == "x" * n
+    assert [part.claim for part in marked if part.claim] == listed
 
 
 def test_a_token_without_a_logprob_is_shown_without_a_probability() -> None:

@@ -91,6 +91,7 @@ def show_event(
     found = event_views.get(session, viewer.project_id, event_id)
     body = found.body
     parts = passages.cut(body.output, found.check.claims if found.check else [])
+    weakest = passages.weakest(parts)
     pictures = [store.get_display(viewer.project_id, sha256) is not None for sha256 in found.event.images]
     return pages.render(
         request,
@@ -98,8 +99,8 @@ def show_event(
         viewer=viewer,
         found=found,
         verdict=words.explain(judged(found)),
-        passages=parts,
-        claims=passages.weakest(parts),
+        passages=passages.marked(parts, weakest),
+        claims=weakest,
         tokens=passages.strip(body.tokens, body.logprobs),
         hidden_tokens=max(0, len(body.tokens or ()) - passages.TOKENS_SHOWN),
         pictures=pictures,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,9 @@ from typing import Any
 TINTS = ((0.01, "t0"), (0.05, "t1"), (0.20, "t2"))
 UNSURE = ((0.1, "p0"), (0.5, "p1"))
 TOKENS_SHOWN = 600
-CLAIMS_SHOWN = 200  # rows of the table: an output of 200 000 characters has 14 000, on which a browser works for 10 s
+CLAIMS_SHOWN = (
+    200  # marks and rows of the table: an output of 200 000 characters has 14 000, on which a browser works for 10 s
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,16 @@ def weakest(passages: Sequence[Passage]) -> list[Claim]:
     claims = [part.claim for part in passages if part.claim]
     lowest = sorted(claims, key=lambda claim: claim.similarity)[:CLAIMS_SHOWN]
     return sorted(lowest, key=lambda claim: claim.number)
+
+
+def marked(passages: Sequence[Passage], claims: Sequence[Claim]) -> list[Passage]:
+    """The same text with only these claims marked in it."""
+    shown = {claim.number: claim for claim in claims}
+    numbered = [(part.claim.number if part.claim and part.claim.number in shown else 0, part.text) for part in passages]
+    return [
+        Passage("".join(text for _, text in run), shown.get(number))
+        for number, run in itertools.groupby(numbered, key=lambda one: one[0])
+    ]
 
 
 def strip(tokens: Sequence[str] | None, logprobs: Sequence[float | None] | None) -> list[Token]:
