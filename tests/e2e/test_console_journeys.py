@@ -141,6 +141,17 @@ def test_a_hundred_thousand_characters_without_a_space_stay_within_the_page(
         assert page.evaluate("document.documentElement.scrollWidth") <= width, path
 
 
+def test_no_column_of_the_rates_hides_on_a_laptop(site: Site, signed_in: SignedIn) -> None:
+    for flagged, version in ((False, "2026.11.1"), (True, "2026.11.2")):
+        judge = seeded.scored(0.12, 0.004) if flagged else seeded.scored(0.31, 0.6)
+        site.lay(30, judge, endpoint="/shop/identify", customer="northwind-retail", model_version=version)
+    page = signed_in(viewport={"width": 1280, "height": 900})
+    widen = "for (const cell of document.querySelectorAll('.rates td:nth-child(5)')) cell.textContent = '12,345'"
+    page.evaluate(widen)  # the n of a busy service, without laying so many
+    hidden = "[...document.querySelectorAll('.tables .scroll')].map(table => table.scrollWidth - table.clientWidth)"
+    assert page.evaluate(hidden) == [0, 0, 0, 0]
+
+
 def test_the_pages_obey_their_own_content_policy_strictly(
     site: Site, signed_in: SignedIn, complaints: list[str]
 ) -> None:
