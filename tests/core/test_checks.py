@@ -125,6 +125,7 @@ def test_a_lease_taken_over_cannot_be_extended_released_or_failed(
     assert checks.extend(session, late, 30) == 0
     assert checks.release(session, late) == 0
     assert checks.fail(session, late, [event_id], "too late") == 0
+    assert checks.postpone(session, late, [event_id], 30, "too late") == 0
     row = work_of(session, event_id)
     assert (row.lease_token, row.attempts, row.last_error) == (owner, 2, None)
 
@@ -152,6 +153,31 @@ def test_release_gives_back_without_counting_the_attempt(session: orm.Session, p
     assert checks.release(session, token, made[:1]) == 1
     assert checks.release(session, token) == 2
     assert [event.attempts for event in factories.claim(session)[1]] == [1, 1, 1]
+
+
+def test_postpone_waits_as_long_as_told_and_counts_nothing(session: orm.Session, project: models.Project) -> None:
+    away, here = factories.ingest_many(session, project.id, 2)
+    token, _ = factories.claim(session)
+    assert checks.postpone(session, token, [away], 3600, "the store is away") == 1
+    assert checks.release(session, token) == 1
+    assert [event.event_id for event in factories.claim(session)[1]] == [here]
+    row = work_of(session, away)
+    assert (row.state, row.attempts, row.last_error) == (0, 0, "the store is away")
+    waits = row.not_before - session.scalar(sa.select(sa.func.now()))
+    assert dt.timedelta(minutes=59) < waits <= dt.timedelta(hours=1)
+    factories.expire(session)
+    assert [event.attempts for event in factories.claim(session)[1] if event.event_id == away] == [1]
+
+
+def test_only_a_claim_does_not_wait_for_the_disk(committed: str) -> None:
+    """What is completed on the same connection afterwards must."""
+    with db.transaction() as session:
+        factories.claim(session)
+        claiming = session.scalar(sa.text("SHOW synchronous_commit"))
+        connection = session.scalar(sa.text("SELECT pg_backend_pid()"))
+    with db.transaction() as session:
+        assert session.scalar(sa.text("SELECT pg_backend_pid()")) == connection
+        assert (claiming, session.scalar(sa.text("SHOW synchronous_commit"))) == ("off", "on")
 
 
 def test_fail_counts_the_attempt_and_waits_a_moment(session: orm.Session, project: models.Project) -> None:
