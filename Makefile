@@ -5,17 +5,19 @@ VENV ?= .venv
 DEMO_VENV ?= .venv
 BIN = $(VENV)/bin
 ARGS ?=
+# Asked first: pip's own answer names only some package, and the folder left behind would spoil the next try.
+NEW_VENV = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cmerwatch needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Name another: make $(MAKECMDGOALS) PYTHON=python3.12")' && $(PYTHON) -m venv
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 $(DEMO_VENV)/.demo: pyproject.toml
-	@test -x $(DEMO_VENV)/bin/python || $(PYTHON) -m venv $(DEMO_VENV)
+	@test -x $(DEMO_VENV)/bin/pip || { $(NEW_VENV) $(DEMO_VENV); }
 	@$(DEMO_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[demo]' >&2
 	@touch $@
 
 .venv-dev/.dev: pyproject.toml
-	@test -x .venv-dev/bin/python || $(PYTHON) -m venv .venv-dev
+	@test -x .venv-dev/bin/pip || { $(NEW_VENV) .venv-dev; }
 	@.venv-dev/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1' >&2
 	.venv-dev/bin/python -m pip install --quiet -e '.[demo,torch]' --group dev >&2
 	@touch $@

@@ -177,3 +177,15 @@ def test_nobody_names_a_class_service_or_manager() -> None:
         if isinstance(node, ast.ClassDef) and vague.search(node.name)
     ]
     assert found == []
+
+
+def test_a_python_that_is_too_old_is_named_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    old = tmp_path / "python3.10"
+    pretend = 'import sys; sys.version_info = (3, 10, 4); sys.version = "3.10.4 (main)"; exec(sys.argv[1])'
+    old.write_text(f'#!/bin/sh\n[ "$1" = -c ] && exec {sys.executable} -c \'{pretend}\' "$2"\nexit 99\n')
+    old.chmod(0o755)
+    command = ["make", "-C", str(ROOT), "demo", f"PYTHON={old}", f"DEMO_VENV={tmp_path / 'venv'}"]
+    made = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert made.returncode != 0
+    assert "needs Python 3.11 or newer; this is 3.10.4. Name another: make demo PYTHON=" in made.stderr
+    assert not (tmp_path / "venv").exists()
