@@ -126,7 +126,7 @@ def test_unknown_confidence_is_left_out_of_cmer_and_counted_in_uer(console: Test
     lay(10, 10, confidence=None)
     page = words(console.get("/").text)
     assert "nothing with a known confidence" in page
-    assert "UER of 20: 29.9% – 70.1% 50.0%" in page
+    assert "UER 50.0% 29.9% – 70.1% of 20" in page
 
 
 def test_a_calibrating_checker_says_so_instead_of_showing_zero(
