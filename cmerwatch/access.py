@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import hmac
+import re
 import secrets
 import string
 import threading
@@ -33,6 +34,9 @@ ROLE_ACTIONS = {
     "engineer": {"read", "review", "engineer"},
     "admin": {"read", "review", "lead", "engineer", "admin"},
 }
+
+MAX_SLUG = 64
+_SLUG = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_SLUG - 1}}}")
 
 _BASE62 = string.digits + string.ascii_letters
 _hasher = argon2.PasswordHasher()
@@ -70,7 +74,14 @@ def authorize(principal: Principal, action: str) -> None:
 
 
 def create_project(session: orm.Session, slug: str, name: str | None = None) -> models.Project:
-    """Raises Conflict when the slug is taken."""
+    """Raises Invalid for a slug that would not stand as it is in addresses and commands, Conflict when it is taken."""
+    if not _SLUG.fullmatch(slug):
+        raise errors.Invalid(
+            f"slug {slug!r} must be 1 to {MAX_SLUG} letters, digits, dots, hyphens or underscores and begin with a "
+            "letter or digit; the name may hold anything.",
+            field="slug",
+            limit=MAX_SLUG,
+        )
     if session.scalar(sa.select(models.Project.id).where(models.Project.slug == slug)):
         raise errors.Conflict(f"There is already a project {slug!r}.", field="slug")
     project = models.Project(id=ids.uuid7(), slug=slug, name=name or slug)

@@ -113,6 +113,12 @@ def test_a_key_made_under_another_secret_key_is_not_known(
         access.principal_of_key(session, bearer(key))
 
 
+@pytest.mark.parametrize("slug", ["", "Bad Slug!", "-v", "../up", "a\n", "a" * 65])
+def test_a_slug_that_needs_quoting_is_refused(session: orm.Session, slug: str) -> None:
+    with pytest.raises(errors.Invalid, match=r"slug .* must be 1 to 64 letters"):
+        access.create_project(session, slug)
+
+
 def test_a_revoked_key_is_refused(session: orm.Session, project: models.Project, key: str) -> None:
     access.revoke_key(session, project.id, key.split("_")[1])
     with pytest.raises(errors.Unauthenticated, match="revoked"):
