@@ -33,7 +33,8 @@ def configure(url: str, *, pool_size: int = 10, statement_timeout_ms: int = 30_0
         connect_args={
             "connect_timeout": 5,
             "options": f"-c statement_timeout={statement_timeout_ms} "
-            "-c idle_in_transaction_session_timeout=30000 -c timezone=UTC",
+            "-c idle_in_transaction_session_timeout=30000 -c timezone=UTC "
+            "-c synchronous_commit=on",  # a 202 must not inherit a server that answers before its disk does
         },
     )
     event.listen(engine, "checkin", _note_idle)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +13,10 @@ from sqlalchemy import orm
 
 from cmerwatch import access, blobs, db, models, partitions, policies, settings
 from tests import stack
+
+# Tests run side by side, and torch takes every core in each of them: spinning on one another's cores made a test of
+# 12 seconds last 300. Read when torch is imported, by child processes too.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # No deadline: how long an example takes on a busy machine says nothing about the code.
 hypothesis.settings.register_profile("cmerwatch", deadline=None)
