@@ -9,6 +9,7 @@ with 1 when 12 slices stay under the target.
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 import tempfile
 import time
@@ -22,7 +23,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "worker")]
 
 from cmerwatch import access, checks, db, embedded, migrate, partitions, policies, rollups  # noqa: E402
 from cmerwatch.shapes import CheckResult, Claimed, ClaimScore  # noqa: E402
-from cmerwatch_worker import tasks  # noqa: E402
+from cmerwatch_worker import app, tasks  # noqa: E402
 
 TARGET = 10_000
 LEASE_SECONDS = 30
@@ -97,6 +98,7 @@ def main() -> int:
     parser.add_argument("--events", type=int, default=60_000)
     parser.add_argument("--batch", type=int, default=256)
     options = parser.parse_args()
+    gc.set_threshold(app.COLLECT_AFTER)  # as the worker does
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         postgres = embedded.Postgres(home / "postgres", home / "password", home / "log")

@@ -90,9 +90,10 @@ def tally(decided: Iterable[Decided]) -> dict[Key, Tally]:
     for one in decided:
         event = one.result.event
         key = (event.project_id, event.bucket, *event.slice, one.checker_id, one.decision.policy_version)
-        if key not in found:
-            found[key] = Tally()
-        found[key].count(one)
+        tally = found.get(key)
+        if tally is None:
+            tally = found[key] = Tally()
+        tally.count(one)
     return found
 
 
