@@ -172,7 +172,9 @@ def test_postpone_waits_as_long_as_told_and_counts_nothing(session: orm.Session,
 def test_only_a_claim_does_not_wait_for_the_disk(committed: str) -> None:
     """What is completed on the same connection afterwards must."""
     with db.transaction() as session:
-        factories.claim(session)
+        factories.ingest(session, factories.project(session))
+    with db.transaction() as session:
+        assert len(factories.claim(session)[1]) == 1
         claiming = session.scalar(sa.text("SHOW synchronous_commit"))
         connection = session.scalar(sa.text("SELECT pg_backend_pid()"))
     with db.transaction() as session:
