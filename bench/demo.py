@@ -63,14 +63,12 @@ def main() -> int:
             found = rates(ready)
         with demo(folder) as (_, second):
             pass
-    print(
-        f"first start, installed already: {first:.1f} s; second start: {second:.1f} s (at most {SECOND_START_SECONDS:.0f})"
-    )
+    print(f"first start, installed already: {first:.1f} s")
+    print(f"second start: {second:.1f} s (at most {SECOND_START_SECONDS:.0f})")
     for version, rate in found.items():
         low, high = rate.interval
-        print(
-            f"{version}: {rate.successes}/{rate.n} flagged, CMER {rate.value:.1%}, 95 % interval {low:.1%} to {high:.1%}"
-        )
+        share = f"CMER {rate.value:.1%}, 95 % interval {low:.1%} to {high:.1%}"
+        print(f"{version}: {rate.successes}/{rate.n} flagged, {share}")
     good, regressed = found[GOOD], found[REGRESSED]
     ratio = (regressed.value or 0) / (good.value or 1)
     disjoint = regressed.interval[0] > good.interval[1]
