@@ -22,6 +22,7 @@ from cmerwatch.shapes import DIMENSIONS, CheckResult, Claimed, Decided, Decision
 RETRY_BATCH = {1: 16, 2: 1, 3: 1}
 MAX_ATTEMPTS = 4
 
+_RETRIES = " ".join(f"WHEN {level} THEN least(:n, {size})" for level, size in RETRY_BATCH.items())
 _READY = "not_before <= now() AND (state = 0 OR (state = 1 AND lease_until < now()))"
 
 # A CTE, not WHERE id IN (SELECT ... FOR UPDATE): Postgres may evaluate such a sub-select more than once.
@@ -39,8 +40,7 @@ _CLAIM = sa.text(
         SELECT w.event_id FROM work w, head
         WHERE {_READY} AND least(w.attempts, {MAX_ATTEMPTS}) = head.level
         ORDER BY w.priority, w.event_id
-        LIMIT (SELECT CASE level WHEN 1 THEN least(:n, {RETRY_BATCH[1]}) WHEN 2 THEN 1 WHEN 3 THEN 1 ELSE :n END
-               FROM head)
+        LIMIT (SELECT CASE level {_RETRIES} ELSE :n END FROM head)
         FOR UPDATE OF w SKIP LOCKED
     )
     UPDATE work w SET

@@ -13,22 +13,11 @@ from sqlalchemy import orm
 
 from cmerwatch import errors, intervals, models
 from cmerwatch.cmer import Rate
-from cmerwatch.shapes import DIMENSIONS
+from cmerwatch.shapes import COUNTS, DIMENSIONS
 
 _HISTOGRAMS = (("sim_hist", intervals.SIM_BINS), ("score_hist", intervals.SCORE_BINS))
 WIDTHS = {"5m": 300, "1h": 3600, "1d": 86_400, "all": 0}
 DEFAULT_WINDOW = dt.timedelta(days=8)
-_COUNTS = (
-    "scored",
-    "unscorable",
-    "invalid_image",
-    "model_error",
-    "undecided",
-    "n",
-    "flagged",
-    "low",
-    "low_unconfirmed",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +152,7 @@ def _sql(table: str, bucket: str, group_by: Sequence[str], filters: Mapping[str,
     dims = "".join(f", {name}" for name in group_by)
     where = "".join(f" AND {name} = :dim_{name}" for name in filters)
     keys = f"start{dims}"
-    sums = ", ".join(f"sum({name})::int AS {name}" for name in _COUNTS)
+    sums = ", ".join(f"sum({name})::int AS {name}" for name in COUNTS)
     hists = ", ".join(
         f"{_bin_by_bin(*one) if histograms else 'CAST(NULL AS int[])'} AS {one[0]}" for one in _HISTOGRAMS
     )
@@ -181,7 +170,7 @@ def _sql(table: str, bucket: str, group_by: Sequence[str], filters: Mapping[str,
             FROM work WHERE project_id = :project AND bucket >= :start AND bucket < :end{where}
             GROUP BY {keys}
         )
-        SELECT {keys}, {", ".join(f"coalesce({name}, 0) AS {name}" for name in (*_COUNTS, "waiting", "quarantined"))},
+        SELECT {keys}, {", ".join(f"coalesce({name}, 0) AS {name}" for name in (*COUNTS, "waiting", "quarantined"))},
             sim_hist, score_hist
         FROM done FULL JOIN open USING ({keys}) ORDER BY {keys}
     """
@@ -196,7 +185,7 @@ def _row(row: sa.Row[Any], group_by: Sequence[str]) -> CmerRow:
     return CmerRow(
         start=row.start,
         group={name: getattr(row, name) for name in group_by},
-        **{name: getattr(row, name) for name in (*_COUNTS, "waiting", "quarantined")},
+        **{name: getattr(row, name) for name in (*COUNTS, "waiting", "quarantined")},
         sim_hist=row.sim_hist or [0] * intervals.SIM_BINS,
         score_hist=row.score_hist or [0] * intervals.SCORE_BINS,
     )

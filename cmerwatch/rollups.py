@@ -13,22 +13,9 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from cmerwatch import intervals
-from cmerwatch.shapes import DIMENSIONS, Decided
+from cmerwatch.shapes import COUNTS, DIMENSIONS, Decided
 
-COUNTS = (
-    "scored",
-    "unscorable",
-    "invalid_image",
-    "model_error",
-    "undecided",
-    "n",
-    "flagged",
-    "low",
-    "low_unconfirmed",
-    "late_scored",
-    "late_n",
-    "late_flagged",
-)
+COLUMNS = (*COUNTS, "late_scored", "late_n", "late_flagged")
 KEY = ("project_id", "bucket", *DIMENSIONS, "checker_id", "policy_version")
 TABLES = {"rollups_5m": 300, "rollups_1h": 3600}
 
@@ -41,7 +28,7 @@ class Tally:
     __slots__ = ("counts", "score_hist", "sim_hist")
 
     def __init__(self) -> None:
-        self.counts = dict.fromkeys(COUNTS, 0)
+        self.counts = dict.fromkeys(COLUMNS, 0)
         self.sim_hist: Counter[int] = Counter()
         self.score_hist: Counter[int] = Counter()
 
@@ -90,10 +77,10 @@ def tally(decided: Iterable[Decided]) -> dict[Key, Tally]:
     for one in decided:
         event = one.result.event
         key = (event.project_id, event.bucket, *event.slice, one.checker_id, one.decision.policy_version)
-        tally = found.get(key)
-        if tally is None:
-            tally = found[key] = Tally()
-        tally.count(one)
+        of_key = found.get(key)
+        if of_key is None:
+            of_key = found[key] = Tally()
+        of_key.count(one)
     return found
 
 
@@ -101,13 +88,13 @@ def _hour(bucket: dt.datetime) -> dt.datetime:
     return bucket.replace(minute=0, second=0, microsecond=0)
 
 
-_SUMS = ", ".join(f"{c} = t.{c} + excluded.{c}" for c in COUNTS)
-_COLUMNS = ", ".join((*KEY, *COUNTS, "sim_hist", "score_hist"))
+_SUMS = ", ".join(f"{c} = t.{c} + excluded.{c}" for c in COLUMNS)
+_COLUMNS = ", ".join((*KEY, *COLUMNS, "sim_hist", "score_hist"))
 _TYPES = ", ".join(
     ["project_id uuid", "bucket timestamptz"]
     + [f"{d} text" for d in DIMENSIONS]
     + ["checker_id int", "policy_version int"]
-    + [f"{c} int" for c in COUNTS]
+    + [f"{c} int" for c in COLUMNS]
     + ["sim_hist int[]", "score_hist int[]"]
 )
 

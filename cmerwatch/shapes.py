@@ -26,6 +26,19 @@ class Slice(NamedTuple):
 
 DIMENSIONS = Slice._fields
 
+# What rollups add up and rates are made of. n: scored, decided and of known confidence.
+COUNTS = (
+    "scored",
+    "unscorable",
+    "invalid_image",
+    "model_error",
+    "undecided",
+    "n",
+    "flagged",
+    "low",
+    "low_unconfirmed",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Confidence:

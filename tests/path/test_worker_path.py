@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import redis
 import sqlalchemy as sa
 
-from cmerwatch import blobs, checks, db, embedded, models, queue
+from cmerwatch import blobs, checks, db, embedded, models, partitions, queue
 from cmerwatch.settings import Settings
 from tests import stack
 from tests.worker import images, process, stage
@@ -137,14 +138,31 @@ def test_sigterm_ends_a_worker_in_good_order(
 
 
 def test_the_clock_beats_and_keeps_partitions_ahead(settings: Settings, tmp_path: Path) -> None:
+    _drop_partitions_from(dt.datetime.now(dt.UTC).date() + dt.timedelta(days=3))
     with process.worker(tmp_path / "log") as worker:
         worker.wait_ready()
+        stack.wait_until(lambda: _days_ahead() >= partitions.AHEAD_DAYS)
 
         def has_beaten() -> bool:
             with db.SessionLocal() as session:
                 return session.get(models.Heartbeat, "clock") is not None
 
         stack.wait_until(has_beaten)
+
+
+def _drop_partitions_from(day: dt.date) -> None:
+    """As if nobody had made any ahead for days."""
+    with db.transaction() as session:
+        for table in models.PARTITIONED:
+            for ahead in range(partitions.AHEAD_DAYS + 1):
+                name = f"{table}_p{day + dt.timedelta(days=ahead):%Y%m%d}"
+                session.execute(sa.text(f"DROP TABLE IF EXISTS {name}"))
+    assert _days_ahead() == 3
+
+
+def _days_ahead() -> int:
+    with db.SessionLocal() as session:
+        return partitions.days_ahead(session.connection())
 
 
 def _refused(log: Path, **environment: str) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from cmerwatch import intervals
 from cmerwatch.cmer_series import CmerRow
+from cmerwatch.shapes import COUNTS
 from cmerwatch_web import charts
 from cmerwatch_web.console import text
 from cmerwatch_web.console.views import View
@@ -18,19 +19,7 @@ ENOUGH = 50  # outputs per point aimed at: what alerts, too, ask for before they
 POINTS = 12  # that stay, however few outputs there are
 WORTH_A_MARK = 0.01  # share of the outputs a version needs before its arrival is marked
 
-COUNTED = (
-    "scored",
-    "unscorable",
-    "invalid_image",
-    "model_error",
-    "undecided",
-    "n",
-    "flagged",
-    "low",
-    "low_unconfirmed",
-    "waiting",
-    "quarantined",
-)
+COUNTED = (*COUNTS, "waiting", "quarantined")
 
 
 @dataclass(frozen=True, slots=True)
