@@ -185,7 +185,10 @@ class Runtime:
         for sha256, outcome in prepared.outcomes.items():
             if sha256 in found:
                 continue  # decoded for its display copy only
-            if isinstance(outcome, Decoded):
+            # Asked again: the batch before this one was embedded while this one was decoded.
+            if (seen := self._memory.get(sha256)) is not None:
+                found[sha256] = seen
+            elif isinstance(outcome, Decoded):
                 fresh[sha256] = outcome
             elif isinstance(outcome, Refused):
                 found[sha256] = Picture(refused=outcome.reason)
