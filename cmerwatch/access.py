@@ -26,13 +26,22 @@ IDLE = dt.timedelta(minutes=30)
 ABSOLUTE = dt.timedelta(hours=12)
 MIN_PASSWORD, MAX_PASSWORD = 12, 256
 
-# What a role may do in the console; a key's scopes are the same words.
-ROLE_ACTIONS = {
-    "viewer": {"read"},
-    "reviewer": {"read", "review"},
-    "lead": {"read", "review", "lead"},
-    "engineer": {"read", "review", "engineer"},
-    "admin": {"read", "review", "lead", "engineer", "admin"},
+# What a role may do. review: work the queue; lead: see and reassign others' reviews; policies: change thresholds;
+# alerts: change rules and channels; silence: ask for quiet; operate: replay the quarantined; admin: keys and people.
+ROLE_ACTIONS: dict[str, frozenset[str]] = {
+    "viewer": frozenset({"read"}),
+    "reviewer": frozenset({"read", "review"}),
+    "lead": frozenset({"read", "review", "lead", "policies", "silence"}),
+    "engineer": frozenset({"read", "review", "policies", "alerts", "silence", "operate"}),
+    "admin": frozenset({"read", "review", "lead", "policies", "alerts", "silence", "operate", "admin"}),
+}
+
+# What a key's scope allows. A key that acts as a person may never do more than that person.
+SCOPE_ACTIONS: dict[str, frozenset[str]] = {
+    "ingest": frozenset({"ingest"}),
+    "read": frozenset({"read"}),
+    "review": frozenset({"review"}),
+    "admin": frozenset({"lead", "policies", "alerts", "silence", "operate", "admin"}),
 }
 
 MAX_SLUG = 64
@@ -57,17 +66,31 @@ class Principal:
     user_id: uuid.UUID | None = None
     role: str | None = None
 
+    @property
+    def is_person(self) -> bool:
+        """Signed in, rather than a key: keys alone have scopes."""
+        return self.actor.startswith("user:")
+
+    def may(self, action: str) -> bool:
+        """For a page that shows only the buttons that would work; the route still authorizes."""
+        try:
+            authorize(self, action)
+        except errors.Forbidden:
+            return False
+        return True
+
 
 def authorize(principal: Principal, action: str) -> None:
-    """Raises Forbidden unless the key's scopes or the person's role allow the action."""
-    if action in principal.scopes:
-        return
-    if principal.role is not None:
-        raise errors.Forbidden(f"Your role, {principal.role}, does not allow {action}; ask an admin of this project.")
-    have = ", ".join(sorted(principal.scopes)) or "none"
-    raise errors.Forbidden(
-        f"This key lacks the scope {action!r} (it has: {have}); use a key made with it.", scope=action
-    )
+    """Raises Forbidden unless the key's scopes allow the action, and the role of the person who acts does too."""
+    if not principal.is_person and not any(action in SCOPE_ACTIONS[scope] for scope in principal.scopes):
+        scope = next((name for name, actions in SCOPE_ACTIONS.items() if action in actions), action)
+        have = ", ".join(sorted(principal.scopes)) or "none"
+        raise errors.Forbidden(
+            f"This key lacks the scope {scope!r} (it has: {have}); use a key made with it.", scope=scope
+        )
+    is_of_no_role = action == "ingest" and not principal.is_person
+    if principal.role is not None and action not in ROLE_ACTIONS[principal.role] and not is_of_no_role:
+        raise errors.Forbidden(f"The role {principal.role} does not allow {action}; ask an admin of this project.")
 
 
 # Projects and keys
@@ -136,9 +159,16 @@ def principal_of_key(session: orm.Session, authorization: str | None) -> Princip
     """The principal of an `Authorization: Bearer` header. Raises Unauthenticated; says nothing about why."""
     public, secret = _split(authorization)
     row = session.execute(
-        sa.select(models.ApiKey, models.Project.slug, models.User.disabled_at)
+        sa.select(models.ApiKey, models.Project.slug, models.User.disabled_at, models.Membership.role)
         .join(models.Project, models.Project.id == models.ApiKey.project_id)
         .outerjoin(models.User, models.User.id == models.ApiKey.user_id)
+        .outerjoin(
+            models.Membership,
+            sa.and_(
+                models.Membership.user_id == models.ApiKey.user_id,
+                models.Membership.project_id == models.ApiKey.project_id,
+            ),
+        )
         .where(models.ApiKey.id == public)
     ).first()
     now = dt.datetime.now(dt.UTC)
@@ -146,9 +176,10 @@ def principal_of_key(session: orm.Session, authorization: str | None) -> Princip
         raise errors.Unauthenticated("This API key is not known. Send a valid one as `Authorization: Bearer <key>`.")
     key = row.ApiKey
     is_over = key.expires_at is not None and key.expires_at <= now
-    if key.revoked_at is not None or row.disabled_at is not None or is_over:
+    is_without_person = key.user_id is not None and row.role is None  # who it acts as has left the project
+    if key.revoked_at is not None or row.disabled_at is not None or is_over or is_without_person:
         raise errors.Unauthenticated("This API key was revoked or has expired. Ask for a new one.")
-    return Principal(key.project_id, row.slug, f"key:{key.id}", frozenset(key.scopes), key.user_id)
+    return Principal(key.project_id, row.slug, f"key:{key.id}", frozenset(key.scopes), key.user_id, row.role)
 
 
 def revoke_key(session: orm.Session, project_id: uuid.UUID, key_id: str) -> None:

@@ -14,14 +14,19 @@ from sqlalchemy import orm
 from cmerwatch import ids
 from cmerwatch.shapes import Decided
 
+# How much earlier than it came an item of priority 1 stands in the queue: beside one of priority 0 it is taken first
+# unless that one has waited a day longer. So nothing starves, and an index holds the order.
+HEAD_START_SECONDS = 86_400.0
+
 # The same for all: were suspicious ones looked at first, an unfinished audit would be no random sample.
 AUDIT_PRIORITY = 0.5
 
 _INSERT = sa.text(
     """
     INSERT INTO review_items
-        (id, project_id, event_id, checker_id, policy_version, kind, inclusion_probability, priority, reasons)
-    SELECT id, project_id, event_id, checker_id, policy_version, kind, inclusion_probability, priority, reasons
+        (id, project_id, event_id, checker_id, policy_version, kind, inclusion_probability, priority, rank, reasons)
+    SELECT id, project_id, event_id, checker_id, policy_version, kind, inclusion_probability, priority,
+        extract(epoch FROM now()) - :head_start * priority, reasons
     FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(id uuid, project_id uuid, event_id uuid, checker_id int,
         policy_version int, kind text, inclusion_probability float8, priority float8, reasons text[])
     ORDER BY project_id, event_id
@@ -36,7 +41,8 @@ def route(session: orm.Session, decided: Sequence[Decided], audit_rate: float) -
     rows = [row for one in decided if (row := _item(one, audit_rate)) is not None]
     if not rows:
         return 0
-    return len(session.execute(_INSERT, {"rows": json.dumps(rows, default=str)}).all())
+    values = {"rows": json.dumps(rows, default=str), "head_start": HEAD_START_SECONDS}
+    return len(session.execute(_INSERT, values).all())
 
 
 def _item(one: Decided, audit_rate: float) -> dict[str, Any] | None:

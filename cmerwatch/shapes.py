@@ -109,3 +109,39 @@ class Decided:
     result: CheckResult
     decision: Decision
     checker_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """What one message to a channel says, frozen when it was decided: channels only choose how to lay it out.
+
+    status: firing, repeat, resolved or test. `slice` holds the narrowing dimensions only ({} is the whole project).
+    value, low, high, baseline and coverage are shares in [0, 1]; None where they are unknown. `worst` are lines such
+    as ("prompt_type", "count", 0.61, 118): dimension, value, rate, n. `changes` are sentences about what else moved
+    (a new model version, another mix of prompts). Times are ISO 8601 in UTC, links absolute.
+    """
+
+    alert_id: str
+    rule_id: str
+    status: str
+    severity: str
+    project: str
+    rule: str
+    slice: dict[str, str]
+    metric: str
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    baseline: float | None
+    coverage: float | None
+    condition: str
+    window_start: str
+    window_end: str
+    fired_at: str
+    resolved_at: str | None
+    link: str
+    events_link: str
+    worst: tuple[tuple[str, str, float, int], ...] = ()
+    changes: tuple[str, ...] = ()
+    reason: str = ""

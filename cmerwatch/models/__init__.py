@@ -11,34 +11,54 @@ from cmerwatch.models.accounts import (
     SignInLink,
     User,
 )
+from cmerwatch.models.alerts import (
+    STATES,
+    Alert,
+    AlertRule,
+    AlertState,
+    AlertTransition,
+    Channel,
+    Delivery,
+    Silence,
+    SinkMessage,
+)
 from cmerwatch.models.base import Base
 from cmerwatch.models.checks import (
     Check,
     Checker,
     DecisionRow,
     PolicyVersion,
-    ReviewItem,
     Rollup1h,
     Rollup5m,
 )
 from cmerwatch.models.events import LEASED, QUARANTINED, READY, Event, EventBody, Image, IngestKey, Work
+from cmerwatch.models.reviews import ERROR_TYPES, VERDICTS, Review, ReviewItem
 
 # Every table split by day on a UUIDv7 column, with that column: partitions.py makes and drops their parts together.
 PARTITIONED = {"events": "id", "event_bodies": "id", "checks": "event_id", "decisions": "event_id"}
 
 __all__ = [
+    "ERROR_TYPES",
     "LEASED",
     "PARTITIONED",
     "QUARANTINED",
     "READY",
     "ROLES",
+    "STATES",
+    "VERDICTS",
+    "Alert",
+    "AlertRule",
+    "AlertState",
+    "AlertTransition",
     "ApiKey",
     "AuditEntry",
     "Base",
+    "Channel",
     "Check",
     "Checker",
     "ConsoleSession",
     "DecisionRow",
+    "Delivery",
     "Event",
     "EventBody",
     "Heartbeat",
@@ -47,10 +67,13 @@ __all__ = [
     "Membership",
     "PolicyVersion",
     "Project",
+    "Review",
     "ReviewItem",
     "Rollup1h",
     "Rollup5m",
     "SignInLink",
+    "Silence",
+    "SinkMessage",
     "User",
     "Work",
 ]

@@ -1,4 +1,4 @@
-"""What checkers said, what policies made of it, the counts, and what people should look at."""
+"""What checkers said, what policies made of it, and the counts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 from sqlalchemy.dialects import postgresql as pg
 
-from cmerwatch.models.base import Base, CreatedAt, Dimensions, Id, project_key
+from cmerwatch.models.base import Base, CreatedAt, Dimensions, Id
 
 
 class Checker(Base):
@@ -122,34 +122,3 @@ class Rollup5m(RollupColumns, Base):
 class Rollup1h(RollupColumns, Base):
     __tablename__ = "rollups_1h"
     __table_args__ = ({"postgresql_with": {"fillfactor": 60}},)
-
-
-class ReviewItem(Base):
-    """A thing to look at, at most one per event. Audit items carry the probability with which they were drawn:
-    it cannot be reconstructed later, and without it no unbiased rate can be estimated."""
-
-    __tablename__ = "review_items"
-    __table_args__ = (
-        sa.UniqueConstraint("project_id", "event_id"),
-        sa.CheckConstraint("kind IN ('flagged','low_similarity_unconfirmed','audit')", name="kind"),
-        sa.CheckConstraint("state IN ('open','leased','done','escalated')", name="state"),
-        sa.Index(
-            "ix_review_items_open",
-            "project_id",
-            sa.text("priority DESC"),
-            "id",
-            postgresql_where=sa.text("state IN ('open', 'leased')"),
-        ),
-    )
-
-    id: orm.Mapped[Id]
-    project_id: orm.Mapped[uuid.UUID] = project_key()
-    event_id: orm.Mapped[uuid.UUID]
-    checker_id: orm.Mapped[int]
-    policy_version: orm.Mapped[int]
-    kind: orm.Mapped[str]
-    inclusion_probability: orm.Mapped[float] = orm.mapped_column(server_default="1")
-    priority: orm.Mapped[float]
-    reasons: orm.Mapped[list[str]] = orm.mapped_column(pg.ARRAY(sa.Text))
-    state: orm.Mapped[str] = orm.mapped_column(server_default="open")
-    created_at: orm.Mapped[CreatedAt]

@@ -183,9 +183,9 @@ def test_a_scope_allows_itself_and_nothing_else(session: orm.Session, key: str) 
     [
         ("viewer", {"read"}),
         ("reviewer", {"read", "review"}),
-        ("lead", {"read", "review", "lead"}),
-        ("engineer", {"read", "review", "engineer"}),
-        ("admin", {"read", "review", "lead", "engineer", "admin"}),
+        ("lead", {"read", "review", "lead", "policies", "silence"}),
+        ("engineer", {"read", "review", "policies", "alerts", "silence", "operate"}),
+        ("admin", {"read", "review", "lead", "policies", "alerts", "silence", "operate", "admin"}),
     ],
 )
 def test_a_role_allows_what_is_written(
@@ -193,12 +193,34 @@ def test_a_role_allows_what_is_written(
 ) -> None:
     made = access.create_user(session, project.id, f"{role}@x", role, role)
     found = access.principal_of_cookie(session, access.open_console_session(session, made.id))
-    for action in ("ingest", "read", "review", "lead", "engineer", "admin"):
+    for action in ("ingest", "read", "review", "lead", "policies", "alerts", "silence", "operate", "admin"):
         if action in allowed:
             access.authorize(found, action)
         else:
             with pytest.raises(errors.Forbidden, match=role):
                 access.authorize(found, action)
+
+
+@pytest.mark.parametrize("role", ["viewer", "reviewer"])
+def test_a_key_never_may_more_than_the_person_it_acts_as(
+    session: orm.Session, project: models.Project, role: str
+) -> None:
+    made = access.create_user(session, project.id, "ada", "Ada", role)
+    key = access.create_key(session, project.id, "hers", ["ingest", "review"], made.id)
+    found = access.principal_of_key(session, bearer(key))
+    access.authorize(found, "ingest")
+    assert found.may("review") == (role == "reviewer")
+    assert not found.may("admin")
+
+
+def test_a_key_ends_when_the_person_it_acts_as_leaves_the_project(
+    session: orm.Session, project: models.Project
+) -> None:
+    made = access.create_user(session, project.id, "ada", "Ada", "reviewer")
+    key = access.create_key(session, project.id, "hers", ["review"], made.id)
+    session.execute(sa.delete(models.Membership).where(models.Membership.user_id == made.id))
+    with pytest.raises(errors.Unauthenticated):
+        access.principal_of_key(session, bearer(key))
 
 
 # Passwords
