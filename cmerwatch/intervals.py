@@ -1,15 +1,18 @@
-"""Small exact statistics: intervals for rates, quantiles of fixed histograms. Numbers in, numbers out."""
+"""Small exact statistics: intervals for rates and AUROC, quantiles of fixed histograms. Numbers in, numbers out."""
 
 from __future__ import annotations
 
+import bisect
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 
 SIM_BINS = 400  # cosine on [-1, 1], 0.005 each: quartile error <= 8e-5 over 200 000 samples
 SCORE_BINS = 100  # score on [0, 1]
 
 
-def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson(successes: float, n: int, z: float = 1.959964) -> tuple[float, float]:
     """95 % score interval of a rate; (0, 1) when n is 0, because nothing is known."""
     if n <= 0:
         return 0.0, 1.0
@@ -51,3 +54,109 @@ def sim_quartiles(hist: Sequence[int]) -> tuple[float, float, float] | None:
     if any(v is None for v in values):
         return None
     return values[0], values[1], values[2]  # type: ignore[return-value]
+
+
+@dataclass(frozen=True, slots=True)
+class Auroc:
+    """Chance that a hallucinated output scores below a correct one, ties counting half, with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    correct: int
+    hallucinated: int
+
+    @property
+    def includes_chance(self) -> bool:
+        return self.low <= 0.5 <= self.high
+
+
+def auroc(
+    correct: Sequence[float],
+    hallucinated: Sequence[float],
+    correct_groups: Sequence[Hashable] | None = None,
+    hallucinated_groups: Sequence[Hashable] | None = None,
+    z: float = 1.959964,
+) -> Auroc | None:
+    """AUROC of scores that are low where suspicious; None unless there are outputs of both kinds.
+
+    The interval is DeLong's, in Obuchowski's form for clusters (1997): outputs of one group, say of one picture, rise
+    and fall together, so groups count, not outputs. It is made on the logit scale, which keeps it within (0, 1).
+    Where the variance comes out as nothing (a perfect separation, or one single group of a kind), the bound is
+    Wilson's for as many independent pairs as there are groups of the rarer kind.
+    """
+    if not correct or not hallucinated:
+        return None
+    below, above = sorted(hallucinated), sorted(correct)
+    # Each output's own share of pairs won: DeLong's structural components.
+    of_correct = [_share_below(below, score) for score in correct]
+    of_hallucinated = [1.0 - _share_below(above, score) for score in hallucinated]
+    value = math.fsum(of_correct) / len(of_correct)
+    first = _by_group(of_correct, correct_groups, "correct", value)
+    second = _by_group(of_hallucinated, hallucinated_groups, "hallucinated", value)
+    variance = _clustered_variance(first, second, len(correct), len(hallucinated))
+    if variance <= 1e-15 or not 0.0 < value < 1.0:
+        pairs = min(len(first), len(second))
+        low, high = wilson(value * pairs, pairs, z)
+    else:
+        centre, half = math.log(value / (1 - value)), z * math.sqrt(variance) / (value * (1 - value))
+        low, high = _logistic(centre - half), _logistic(centre + half)
+    return Auroc(value, low, high, len(correct), len(hallucinated))
+
+
+def _share_below(ordered: Sequence[float], score: float) -> float:
+    return (bisect.bisect_left(ordered, score) + bisect.bisect_right(ordered, score)) / 2 / len(ordered)
+
+
+def _by_group(
+    components: Sequence[float], groups: Sequence[Hashable] | None, kind: str, mean: float
+) -> dict[Hashable, float]:
+    """Sums of deviations by group; without groups every output is its own, and no group holds both kinds."""
+    sums: dict[Hashable, float] = {}
+    named: Sequence[Hashable] = groups if groups is not None else [(kind, i) for i in range(len(components))]
+    for group, component in zip(named, components, strict=True):
+        sums[group] = sums.get(group, 0.0) + component - mean
+    return sums
+
+
+def _clustered_variance(first: dict[Hashable, float], second: dict[Hashable, float], m: int, n: int) -> float:
+    """Zero where a kind has a single group: nothing can be said of how groups differ."""
+    if len(first) < 2 or len(second) < 2:
+        return 0.0
+    every = len(first.keys() | second.keys())
+    own = len(first) / (len(first) - 1) * math.fsum(a * a for a in first.values()) / m**2
+    other = len(second) / (len(second) - 1) * math.fsum(b * b for b in second.values()) / n**2
+    both = every / (every - 1) * math.fsum(first[g] * second[g] for g in first.keys() & second.keys()) / (m * n)
+    return max(0.0, own + other + 2 * both)
+
+
+def _logistic(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What flagging the lowest `share` of the outputs finds. Flagged and caught are expected counts: ties are cut."""
+
+    share: float
+    flagged: float
+    caught: float
+    precision: float
+    recall: float
+
+
+def at_budget(correct: Sequence[float], hallucinated: Sequence[float], share: float) -> Budget | None:
+    """Flag the lowest `share` of all scores; of equal scores at the edge each is flagged with the same chance."""
+    if not correct or not hallucinated:
+        return None
+    left = budget = share * (len(correct) + len(hallucinated))
+    caught = 0.0
+    marked = sorted([(score, 0) for score in correct] + [(score, 1) for score in hallucinated])
+    for _, tied in groupby(marked, key=lambda pair: pair[0]):
+        wrong = [is_wrong for _, is_wrong in tied]
+        taken = min(left, len(wrong))
+        caught += sum(wrong) * taken / len(wrong)
+        left -= taken
+        if left <= 0:
+            break
+    return Budget(share, budget, caught, caught / budget if budget else 0.0, caught / len(hallucinated))
