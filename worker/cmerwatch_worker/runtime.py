@@ -99,8 +99,12 @@ class Runtime:
         store: blobs.BlobStore,
         pool: Pool,
         progress: Callable[[], None] = lambda: None,
+        *,
+        wants_display: bool = True,
     ) -> None:
+        """`wants_display` False: no copies to look at, for runs over files that nobody opens in the console."""
         self.checker, self.store, self.pool, self.progress = checker, store, pool, progress
+        self._wants_display = wants_display
         self._memory = Memory()
         self._shown: OrderedDict[tuple[uuid.UUID, str], None] = OrderedDict()
 
@@ -116,7 +120,7 @@ class Runtime:
         for sha256, projects in wanted.items():
             if (picture := self._memory.get(sha256)) is not None:
                 known[sha256] = picture
-            unshown = any((project, sha256) not in self._shown for project in projects)
+            unshown = self._wants_display and any((project, sha256) not in self._shown for project in projects)
             if picture is None or unshown:
                 data = self._load(sha256, projects)
                 if isinstance(data, bytes):
