@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -107,6 +108,29 @@ def current(session: orm.Session, project_ids: Iterable[uuid.UUID]) -> dict[uuid
         .order_by(models.PolicyVersion.project_id, models.PolicyVersion.version.desc())
     )
     return {row.project_id: parse(row.version, row.rules) for row in rows}
+
+
+def at(session: orm.Session, wanted: Iterable[tuple[uuid.UUID, int]]) -> dict[tuple[uuid.UUID, int], Policy]:
+    """Policies by (project, version), those that exist."""
+    key = sa.tuple_(models.PolicyVersion.project_id, models.PolicyVersion.version)
+    rows = session.scalars(sa.select(models.PolicyVersion).where(key.in_(set(wanted))))
+    return {(row.project_id, row.version): parse(row.version, row.rules) for row in rows}
+
+
+def changes(
+    session: orm.Session, project_id: uuid.UUID, start: dt.datetime, end: dt.datetime
+) -> Sequence[models.PolicyVersion]:
+    """The versions that came into force in [start, end), oldest first; a project's first one changed nothing."""
+    return session.scalars(
+        sa.select(models.PolicyVersion)
+        .where(
+            models.PolicyVersion.project_id == project_id,
+            models.PolicyVersion.version > 1,
+            models.PolicyVersion.created_at >= start,
+            models.PolicyVersion.created_at < end,
+        )
+        .order_by(models.PolicyVersion.version)
+    ).all()
 
 
 def create(session: orm.Session, project_id: uuid.UUID, rules: list[dict[str, Any]], created_by: str) -> int:

@@ -205,16 +205,32 @@ def test_the_checker_that_counts_now_is_read_and_an_older_one_on_request(
     assert [row.n for row in whole(session, project, now, checker_id=first)] == [2]
 
 
-def test_the_policy_in_force_is_read_unless_another_is_named(
+def test_a_new_policy_blanks_nothing_each_output_counts_as_it_was_decided(
+    session: orm.Session, project: models.Project, now: dt.datetime
+) -> None:
+    lay(session, project, now, 0.1, 2)
+    policies.create(session, project.id, [{"sim_threshold": 0.2}], "user:ada")
+    assert [row.cmer for row in whole(session, project, now)] == [Rate(0, 2)]
+    lay(session, project, now, 0.1, 3)
+    [both] = whole(session, project, now)
+    assert (both.cmer, both.uer, both.scored, both.undecided) == (Rate(3, 5), Rate(3, 5), 5, 0)
+    assert (both.accepted, both.coverage, sum(both.score_hist)) == (5, 1.0, 5)
+
+
+def test_a_version_that_is_named_counts_its_own_decisions_and_coverage_stays_whole(
     session: orm.Session, project: models.Project, now: dt.datetime
 ) -> None:
     lay(session, project, now, 0.1, 2)
     policies.create(session, project.id, [{"sim_threshold": 0.2}], "user:ada")
     lay(session, project, now, 0.1, 3)
-    assert cmer_series.current_policy_version(session, project.id) == 2
-    assert [row.cmer for row in whole(session, project, now)] == [Rate(3, 3)]
-    assert [row.cmer for row in whole(session, project, now, policy_version=1)] == [Rate(0, 2)]
-    assert [row.cmer for row in whole(session, project, now, policy_version=2)] == [Rate(3, 3)]
+    [first], [second] = (whole(session, project, now, policy_version=version) for version in (1, 2))
+    assert (first.cmer, second.cmer) == (Rate(0, 2), Rate(3, 3))
+    assert (first.undecided, second.undecided) == (3, 2)
+    assert (first.uer, second.uer) == (Rate(0, 2), Rate(3, 3))
+    assert (sum(first.score_hist), sum(second.score_hist), sum(second.sim_hist)) == (2, 3, 5)
+    assert first.coverage == second.coverage == 1.0
+    [third] = whole(session, project, now, policy_version=3)
+    assert (third.cmer, third.accepted, third.undecided) == (Rate(0, 0), 5, 5)
 
 
 @pytest.mark.parametrize(

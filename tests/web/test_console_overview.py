@@ -11,7 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import orm
 
-from cmerwatch import access, blobs, models
+from cmerwatch import access, blobs, models, policies
 from cmerwatch_web.console import overview, views
 from tests.web import seeded
 
@@ -230,3 +230,21 @@ def test_a_role_that_may_not_read_is_refused_on_a_page(
     answer = console.get("/")
     assert answer.status_code == 403
     assert "<h1>Refused</h1>" in answer.text
+
+
+def test_a_changed_policy_is_marked_and_what_was_counted_before_it_stays(
+    console: TestClient,
+    session: orm.Session,
+    project: models.Project,
+    lay,  # type: ignore[no-untyped-def]
+) -> None:
+    lay(9, 1)
+    assert "The policy changed" not in console.get("/").text
+    policies.create(session, project.id, [{"sim_threshold": 0.7}], "user:ada")
+    session.commit()
+    page = console.get("/").text
+    assert "CMER 10.0%" in words(page)
+    assert "The policy changed in this window: version 2 on" in words(page)
+    assert "policy 2 from" in page.split('class="timeline"')[1].split('class="foot"')[0]
+    lay(5)
+    assert "CMER 40.0%" in words(console.get("/").text), "1 of 10 under version 1, all 5 under version 2"

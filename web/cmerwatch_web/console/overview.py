@@ -13,7 +13,7 @@ from sqlalchemy import orm
 from starlette.requests import Request
 from starlette.responses import Response
 
-from cmerwatch import access, cmer_series, models
+from cmerwatch import access, cmer_series, models, policies
 from cmerwatch.cmer_series import CmerRow
 from cmerwatch_web import charts
 from cmerwatch_web.console import auth, pages, series, views
@@ -64,13 +64,16 @@ def overview(request: Request, session: auth.Session, viewer: auth.Viewer) -> Re
     similarity = cmer_series.query(session, viewer.project_id, view.start, view.end, bucket, (), view.chosen)
     quartiles = series.add(similarity, view.start).sim_quartiles
     made = series.make(counts, similarity, view, _palette(session, viewer, view))
+    changes = policies.changes(session, viewer.project_id, view.start, view.end)
+    markers = [*made.markers, *series.policy_markers(changes)]
     shown_in_full = request.query_params.get("all")
     return pages.render(
         request,
         "overview.html",
         **context,
         series=made,
-        timeline=charts.timeline(made.bins, made.versions, made.markers, _summary(total, view)),
+        policy_changes=changes,
+        timeline=charts.timeline(made.bins, made.versions, markers, _summary(total, view)),
         quartiles=quartiles,
         quartiles_chart=charts.quartiles(made.bins, _similarity_summary(quartiles)),
         tables=[_table(session, viewer, view, name, shown_in_full == name) for name in TABLES],

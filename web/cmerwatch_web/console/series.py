@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from cmerwatch import intervals
+from cmerwatch import intervals, models
 from cmerwatch.cmer_series import CmerRow
 from cmerwatch.shapes import COUNTS
 from cmerwatch_web import charts
@@ -119,3 +119,10 @@ def _markers(rows: Sequence[CmerRow], versions: Sequence[str], bins: Sequence[ch
         called = text.shorten(text.visible(name), 24) or "(none)"
         made.append(charts.Marker(at, f"{called} from {min(starts):%-d %b %H:%M}"))
     return made
+
+
+def policy_markers(changes: Iterable[models.PolicyVersion]) -> list[charts.Marker]:
+    """Where thresholds changed: a step of the curve there may be the policy's, not the model's."""
+    return [
+        charts.Marker(one.created_at, f"policy {one.version} from {one.created_at:%-d %b %H:%M}") for one in changes
+    ]
