@@ -19,7 +19,7 @@ import argon2
 import sqlalchemy as sa
 from sqlalchemy import orm
 
-from cmerwatch import errors, ids, models, settings
+from cmerwatch import errors, ids, models, names, settings
 
 SCOPES = ("ingest", "read", "review", "admin")
 IDLE = dt.timedelta(minutes=30)
@@ -144,7 +144,7 @@ def create_key(
         models.ApiKey(
             id=public,
             project_id=project_id,
-            name=name,
+            name=names.label(name, limit=100),
             secret_hash=_pepper(secret),
             scopes=list(scopes),
             user_id=user_id,
@@ -180,6 +180,17 @@ def principal_of_key(session: orm.Session, authorization: str | None) -> Princip
     if key.revoked_at is not None or row.disabled_at is not None or is_over or is_without_person:
         raise errors.Unauthenticated("This API key was revoked or has expired. Ask for a new one.")
     return Principal(key.project_id, row.slug, f"key:{key.id}", frozenset(key.scopes), key.user_id, row.role)
+
+
+def keys(session: orm.Session, project_id: uuid.UUID) -> Sequence[tuple[models.ApiKey, str | None]]:
+    """Every key of a project with the login it acts as, the newest first."""
+    rows = session.execute(
+        sa.select(models.ApiKey, models.User.login)
+        .outerjoin(models.User, models.User.id == models.ApiKey.user_id)
+        .where(models.ApiKey.project_id == project_id)
+        .order_by(models.ApiKey.created_at.desc(), models.ApiKey.id)
+    )
+    return [(row.ApiKey, row.login) for row in rows]
 
 
 def revoke_key(session: orm.Session, project_id: uuid.UUID, key_id: str) -> None:
@@ -226,7 +237,8 @@ def _pepper(secret: str) -> bytes:
 def create_user(
     session: orm.Session, project_id: uuid.UUID, login: str, name: str, role: str, password: str | None = None
 ) -> models.User:
-    """Raises Invalid for an unknown role or a password out of bounds, Conflict for a login in use."""
+    """Raises Invalid for an unknown role, a password or name out of bounds, Conflict for a login in use."""
+    login, name = names.login(login), names.label(name)
     if role not in models.ROLES:
         raise errors.Invalid(f"role is {role!r}; it must be one of {', '.join(models.ROLES)}", field="role")
     if session.scalar(sa.select(models.User.id).where(models.User.login == login)):
@@ -274,7 +286,7 @@ def create_sign_in_link(
     """The token of a one-time link; only its hash is kept."""
     token = secrets.token_urlsafe(32)
     session.add(
-        models.SignInLink(token_hash=_hash(token), user_id=user_id, expires_at=dt.datetime.now(dt.UTC) + lifetime)
+        models.SignInLink(token_hash=token_hash(token), user_id=user_id, expires_at=dt.datetime.now(dt.UTC) + lifetime)
     )
     session.flush()
     return token
@@ -283,7 +295,7 @@ def create_sign_in_link(
 def use_sign_in_link(session: orm.Session, token: str) -> models.User:
     """Consume the link: one conditional UPDATE, so that of two clicks at once only one signs in."""
     link = sa.update(models.SignInLink).where(
-        models.SignInLink.token_hash == _hash(token),
+        models.SignInLink.token_hash == token_hash(token),
         models.SignInLink.used_at.is_(None),
         models.SignInLink.expires_at > sa.func.now(),
     )
@@ -300,7 +312,9 @@ def open_console_session(session: orm.Session, user_id: uuid.UUID) -> str:
     """A new cookie value of 256 bits; only its hash is kept. A fresh one at every sign-in."""
     token = secrets.token_urlsafe(32)
     session.add(
-        models.ConsoleSession(token_hash=_hash(token), user_id=user_id, expires_at=dt.datetime.now(dt.UTC) + ABSOLUTE)
+        models.ConsoleSession(
+            token_hash=token_hash(token), user_id=user_id, expires_at=dt.datetime.now(dt.UTC) + ABSOLUTE
+        )
     )
     session.flush()
     return token
@@ -309,11 +323,11 @@ def open_console_session(session: orm.Session, user_id: uuid.UUID) -> str:
 def principal_of_cookie(session: orm.Session, cookie: str | None, project_slug: str | None = None) -> Principal:
     """The signed-in person, in the project named or their first one. Raises Unauthenticated (idle 30 min, 12 h)."""
     now = dt.datetime.now(dt.UTC)
-    row = session.execute(_signed_in(_hash(cookie or ""), project_slug)).first()
+    row = session.execute(_signed_in(token_hash(cookie or ""), project_slug)).first()
     if not cookie or row is None or row.expires_at <= now or row.last_seen_at <= now - IDLE:
         raise errors.Unauthenticated("Your session has ended. Sign in again.")
     if now - row.last_seen_at > dt.timedelta(minutes=1):  # not a write on every page view
-        seen = sa.update(models.ConsoleSession).where(models.ConsoleSession.token_hash == _hash(cookie))
+        seen = sa.update(models.ConsoleSession).where(models.ConsoleSession.token_hash == token_hash(cookie))
         session.execute(seen.values(last_seen_at=now))
     return Principal(
         row.project_id, row.slug, f"user:{row.login}", frozenset(ROLE_ACTIONS[row.role]), row.user_id, row.role
@@ -335,16 +349,16 @@ def _signed_in(token_hash: bytes, project_slug: str | None) -> sa.Select[*tuple[
         .join(models.Membership, models.Membership.user_id == models.User.id)
         .join(models.Project, models.Project.id == models.Membership.project_id)
         .where(models.ConsoleSession.token_hash == token_hash, models.User.disabled_at.is_(None))
-        .order_by(models.Project.created_at)
+        .order_by(models.Project.created_at, models.Project.id)
     )
     return statement if project_slug is None else statement.where(models.Project.slug == project_slug)
 
 
 def close_console_session(session: orm.Session, cookie: str) -> None:
-    session.execute(sa.delete(models.ConsoleSession).where(models.ConsoleSession.token_hash == _hash(cookie)))
+    session.execute(sa.delete(models.ConsoleSession).where(models.ConsoleSession.token_hash == token_hash(cookie)))
 
 
-def _hash(token: str) -> bytes:
+def token_hash(token: str) -> bytes:
     """256 random bits need no slow hash."""
     return hashlib.sha256(token.encode("utf-8", "replace")).digest()
 

@@ -188,7 +188,7 @@ def _sql(
 
 
 def _sum(column: str, of_one_version: bool) -> str:
-    """One column over all rows; where one policy version is asked for, what depends on thresholds over its rows only."""
+    """One column over all rows; what depends on thresholds over the rows of one policy version, where one is asked."""
     own = "FILTER (WHERE policy_version = :policy)"
     if of_one_version and column == "undecided":
         return f"(sum(scored) - coalesce(sum(scored - undecided) {own}, 0))"
