@@ -220,6 +220,17 @@ def worker() -> None:
     os.execv(command[0], command)
 
 
+@app.command(
+    "checker",
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+)
+def checker_command(context: typer.Context) -> None:
+    """Checkers: list, download, export, calibrate and evaluate what looks at images."""
+    # A process of the worker's package, which the core never imports.
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "cmerwatch_worker.commands", *context.args])
+
+
 @app.command("migrate")
 def migrate_command() -> None:
     """Bring the database to the tables this version needs, and make the partitions of the days ahead."""

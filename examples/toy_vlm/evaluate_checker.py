@@ -90,7 +90,7 @@ def held_out(checker: Checker, count: int, seed: int = 7) -> dict[str, Auroc]:
     """AUROC on `count` held-out scenes: "claimed" pooled over the claimed edits, each edit kind, and "other scene"."""
     rng = random.Random(seed)
     drawn = [scenes.sample_where(rng, held_out=True) for _ in range(count)]
-    asked = [(i, *one) for i, scene in enumerate(drawn) for one in _questions(scene, rng)]
+    asked = [(i, *one) for i, scene in enumerate(drawn) for one in questions(scene, rng)]
     strangers = [drawn[i - 1] for i in range(count)]
     foreign_claims = [captions.say(captions.claims(scene, rng)[0], rng) for scene in strangers]
     texts = [text for _, _, _, text in asked] + foreign_claims
@@ -101,7 +101,7 @@ def held_out(checker: Checker, count: int, seed: int = 7) -> dict[str, Auroc]:
 Question = tuple[str, bool, str]  # edit kind, whether the sentence is true, the sentence
 
 
-def _questions(scene: scenes.Scene, rng: random.Random) -> list[Question]:
+def questions(scene: scenes.Scene, rng: random.Random) -> list[Question]:
     """For one true claim of each family: itself once per edit kind, and the edits."""
     asked: list[Question] = []
     for claim in _one_per_family(scene, rng):
