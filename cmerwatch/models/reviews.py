@@ -23,7 +23,8 @@ class ReviewItem(Base):
     `rank` orders the queue, lowest first: the moment the item was made, in seconds, less a head start for its
     priority. Every item ages at the same pace, so the order of two never changes and an index can hold it.
     A lease is `leased_by`, `lease_token` and `lease_until` together; it is over once `lease_until` has passed, though
-    the state still says leased.
+    the state still says leased. An escalated item stays escalated while a lead holds it, so that an abandoned lease
+    never hands it back to everybody.
     """
 
     __tablename__ = "review_items"
@@ -38,7 +39,10 @@ class ReviewItem(Base):
             "id",
             postgresql_where=sa.text("state IN ('open', 'leased')"),
         ),
-        sa.Index("ix_review_items_held", "project_id", "leased_by", postgresql_where=sa.text("state = 'leased'")),
+        sa.Index(
+            "ix_review_items_escalated", "project_id", "rank", "id", postgresql_where=sa.text("state = 'escalated'")
+        ),
+        sa.Index("ix_review_items_held", "project_id", "leased_by", postgresql_where=sa.text("leased_by IS NOT NULL")),
     )
 
     id: orm.Mapped[Id]

@@ -219,14 +219,16 @@ def upgrade() -> None:
     op.add_column('review_items', sa.Column('done_at', sa.DateTime(timezone=True), nullable=True))
     op.execute("UPDATE review_items SET rank = extract(epoch FROM created_at) - 86400 * priority")
     op.drop_index('ix_review_items_open', table_name='review_items')
-    op.create_index('ix_review_items_held', 'review_items', ['project_id', 'leased_by'], unique=False, postgresql_where=sa.text("state = 'leased'"))
+    op.create_index('ix_review_items_escalated', 'review_items', ['project_id', 'rank', 'id'], unique=False, postgresql_where=sa.text("state = 'escalated'"))
+    op.create_index('ix_review_items_held', 'review_items', ['project_id', 'leased_by'], unique=False, postgresql_where=sa.text('leased_by IS NOT NULL'))
     op.create_index('ix_review_items_next', 'review_items', ['project_id', 'rank', 'id'], unique=False, postgresql_where=sa.text("state IN ('open', 'leased')"))
     op.execute(_REVIEWS_TRIGGER)
 
 
 def downgrade() -> None:
     op.drop_index('ix_review_items_next', table_name='review_items', postgresql_where=sa.text("state IN ('open', 'leased')"))
-    op.drop_index('ix_review_items_held', table_name='review_items', postgresql_where=sa.text("state = 'leased'"))
+    op.drop_index('ix_review_items_held', table_name='review_items', postgresql_where=sa.text('leased_by IS NOT NULL'))
+    op.drop_index('ix_review_items_escalated', table_name='review_items', postgresql_where=sa.text("state = 'escalated'"))
     op.create_index(op.f('ix_review_items_open'), 'review_items', ['project_id', sa.literal_column('priority DESC'), 'id'], unique=False, postgresql_where=sa.text("state IN ('open', 'leased')"))
     op.drop_column('review_items', 'done_at')
     op.drop_column('review_items', 'lease_until')
