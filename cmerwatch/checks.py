@@ -5,8 +5,6 @@ All times are the database's now(), so a worker whose clock jumps neither loses 
 
 from __future__ import annotations
 
-import json
-import math
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import orm
 
-from cmerwatch import errors, models
+from cmerwatch import check_rows, models
 from cmerwatch.shapes import DIMENSIONS, CheckResult, Claimed, Decided, Decision, Slice
 
 # A batch that dies is retried in shrinking batches, so that one poison row ends alone and its innocent
@@ -67,13 +65,34 @@ _DELETE = sa.text(
 )
 
 
-def register(session: orm.Session, *, name: str, label: str, is_demo: bool, reference_version: str | None) -> int:
-    """The id of this checker's row, made on first sight. A bundle's new reference version is noted."""
-    values = {"name": name, "label": label, "demo": is_demo, "reference": reference_version}
+def register(
+    session: orm.Session,
+    *,
+    name: str,
+    label: str,
+    is_demo: bool,
+    reference_version: str | None,
+    logit_scale: float | None = None,
+    logit_bias: float | None = None,
+) -> int:
+    """The id of this checker's row, made on first sight: another reference in its bundle is another row.
+
+    `reference_version` None: the bundle brings none, and the one taken from traffic stays in force once it is frozen.
+    """
+    values = {
+        "name": name,
+        "bundle": reference_version or "",
+        "label": label,
+        "demo": is_demo,
+        "reference": reference_version,
+        "scale": logit_scale,
+        "bias": logit_bias,
+    }
     statement = sa.text(
-        "INSERT INTO checkers (name, label, is_demo, reference_version) VALUES (:name, :label, :demo, :reference) "
-        "ON CONFLICT (name) DO UPDATE SET label = excluded.label, reference_version = excluded.reference_version "
-        "RETURNING id"
+        "INSERT INTO checkers (name, bundle_reference, label, is_demo, reference_version, logit_scale, logit_bias) "
+        "VALUES (:name, :bundle, :label, :demo, :reference, :scale, :bias) "
+        "ON CONFLICT (name, bundle_reference) DO UPDATE SET label = excluded.label, "
+        "logit_scale = excluded.logit_scale, logit_bias = excluded.logit_bias RETURNING id"
     )
     return int(session.execute(statement, values).scalar_one())
 
@@ -156,7 +175,7 @@ def postpone(session: orm.Session, token: uuid.UUID, event_ids: Sequence[uuid.UU
         token=token,
         ids=list(event_ids),
         seconds=seconds,
-        why=_storable(why)[:500],
+        why=check_rows.storable(why)[:500],
     )
 
 
@@ -168,7 +187,7 @@ def fail(session: orm.Session, token: uuid.UUID, event_ids: Sequence[uuid.UUID],
         "not_before = now() + interval '1 second' WHERE lease_token = :token AND state = 1 AND event_id = ANY(:ids)",
         token=token,
         ids=list(event_ids),
-        error=_storable(error)[:500],
+        error=check_rows.storable(error)[:500],
     )
 
 
@@ -181,94 +200,13 @@ def complete(
     Raises Invalid, before anything is written, for a scored result without finite numbers.
     """
     for result, _ in pairs:
-        _require_numbers(result)
+        check_rows.require_numbers(result)
     ids = [result.event.event_id for result, _ in pairs]
     deleted = {row.event_id.int for row in session.execute(_DELETE, {"ids": _array(ids), "token": token}).all()}
     done = [Decided(result, decision, checker_id) for result, decision in pairs if result.event.event_id.int in deleted]
-    _insert_checks(session, done)
-    _insert_decisions(session, done)
+    check_rows.insert_checks(session, done)
+    check_rows.insert_decisions(session, done)
     return done
-
-
-def _require_numbers(result: CheckResult) -> None:
-    """JSON has no NaN, so one such result would fail its whole batch; and it would be counted but in no histogram."""
-    if result.outcome != "scored":
-        return
-    numbers = [claim.similarity for claim in result.claims]
-    optional = [result.score, result.mismatch_percentile, *[claim.percentile for claim in result.claims]]
-    numbers += [x for x in optional if x is not None]
-    if result.similarity is None or not all(map(math.isfinite, [result.similarity, *numbers])):
-        raise errors.Invalid(
-            f"the check of event {result.event.event_id} is scored, but not with finite numbers; "
-            "its outcome must be model_error",
-            field="similarity",
-        )
-
-
-def _storable(text: str) -> str:
-    """Postgres keeps neither NUL nor halves of surrogate pairs."""
-    return text.encode("utf-8", "replace").decode().replace("\0", "?")
-
-
-def _insert_checks(session: orm.Session, done: Sequence[Decided]) -> None:
-    rows = [
-        {
-            "event_id": one.result.event.event_id.hex,
-            "checker_id": one.checker_id,
-            "project_id": one.result.event.project_id.hex,
-            "outcome": one.result.outcome,
-            "similarity": one.result.similarity,
-            "score": one.result.score,
-            "mismatch_percentile": one.result.mismatch_percentile,
-            "claims": [
-                {"start": c.start, "end": c.end, "similarity": c.similarity, "percentile": c.percentile}
-                for c in one.result.claims
-            ],
-            "reasons": list(one.result.reasons),
-        }
-        for one in done
-    ]
-    _insert_json(
-        session,
-        "checks",
-        "event_id uuid, checker_id int, project_id uuid, outcome text, similarity float8, score float8, "
-        "mismatch_percentile float8, claims jsonb, reasons text[]",
-        rows,
-    )
-
-
-def _insert_decisions(session: orm.Session, done: Sequence[Decided]) -> None:
-    rows = [
-        {
-            "event_id": one.result.event.event_id.hex,
-            "checker_id": one.checker_id,
-            "policy_version": one.decision.policy_version,
-            "project_id": one.result.event.project_id.hex,
-            "flagged": one.decision.flagged,
-            "low_similarity": one.decision.low_similarity,
-            "conf_threshold": one.decision.conf_threshold,
-            "sim_threshold": one.decision.sim_threshold,
-        }
-        for one in done
-        if one.decision.is_decided and one.result.outcome == "scored"
-    ]
-    _insert_json(
-        session,
-        "decisions",
-        "event_id uuid, checker_id int, policy_version int, project_id uuid, flagged bool, low_similarity bool, "
-        "conf_threshold float8, sim_threshold float8",
-        rows,
-    )
-
-
-def _insert_json(session: orm.Session, table: str, columns: str, rows: Sequence[dict[str, Any]]) -> None:
-    """One parameter for the whole batch: psycopg's cost per parameter is what bounds this path (bench/pipeline.py)."""
-    if not rows:
-        return
-    names = ", ".join(column.split()[0] for column in columns.split(", "))
-    source = f"jsonb_to_recordset(CAST(:rows AS jsonb)) AS r({columns})"
-    statement = sa.text(f"INSERT INTO {table} ({names}) SELECT {names} FROM {source}")
-    session.execute(statement, {"rows": json.dumps(rows)})
 
 
 def _array(ids: Sequence[uuid.UUID]) -> str:

@@ -6,7 +6,7 @@ import datetime as dt
 import json
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -41,9 +41,19 @@ class Tally:
             return
         self.sim_hist[intervals.sim_bin(result.similarity)] += 1
         counts["late_scored"] += event.is_late
-        if not decision.is_decided:
+        if decision.is_decided:
+            self._count_decision(decided)
+        else:
             counts["undecided"] += 1
-            return
+
+    def settle(self, decided: Decided) -> None:
+        """Move one check that was counted as undecided to what its decision says."""
+        self.counts["undecided"] -= 1
+        self._count_decision(decided)
+
+    def _count_decision(self, decided: Decided) -> None:
+        result, decision = decided.result, decided.decision
+        event, counts = result.event, self.counts
         counts["low"] += decision.low_similarity
         if event.confidence is None:
             counts["low_unconfirmed"] += decision.low_similarity
@@ -64,7 +74,15 @@ class Tally:
 
 def add(session: orm.Session, decided: Sequence[Decided]) -> None:
     """Upsert the increments of exactly these checks into the 5-minute and the hourly table."""
-    five = tally(decided)
+    _add(session, tally(decided))
+
+
+def settle(session: orm.Session, decided: Sequence[Decided]) -> None:
+    """Checks that were added as undecided, and now are decided under the policy version they were added with."""
+    _add(session, tally(decided, Tally.settle))
+
+
+def _add(session: orm.Session, five: dict[Key, Tally]) -> None:
     hourly: dict[Key, Tally] = {}
     for key, one in five.items():
         hourly.setdefault((key[0], _hour(key[1]), *key[2:]), Tally()).merge(one)
@@ -72,7 +90,7 @@ def add(session: orm.Session, decided: Sequence[Decided]) -> None:
     _upsert(session, "rollups_1h", hourly)
 
 
-def tally(decided: Iterable[Decided]) -> dict[Key, Tally]:
+def tally(decided: Iterable[Decided], count: Callable[[Tally, Decided], None] = Tally.count) -> dict[Key, Tally]:
     found: dict[Key, Tally] = {}
     for one in decided:
         event = one.result.event
@@ -80,7 +98,7 @@ def tally(decided: Iterable[Decided]) -> dict[Key, Tally]:
         of_key = found.get(key)
         if of_key is None:
             of_key = found[key] = Tally()
-        of_key.count(one)
+        count(of_key, one)
     return found
 
 
@@ -152,29 +170,32 @@ _RECOUNTED = (
     "unscorable",
     "invalid_image",
     "model_error",
+    "undecided",
     "n",
     "flagged",
     "low",
     "low_unconfirmed",
     "late_scored",
     "hist",
+    "gated",
 )
 
 
 def _recount(table: str) -> sa.TextClause:
     group = ", ".join(("bucket", *DIMENSIONS, "checker_id"))
-    sums = ", ".join(f"sum({c}) AS {c}" for c in _RECOUNTED if c != "hist")
+    sums = ", ".join(f"sum({c}) AS {c}" for c in _RECOUNTED if c not in ("hist", "gated"))
     pairs = ", ".join(f"coalesce(r.{c}, 0) AS r_{c}, coalesce(e.{c}, 0) AS e_{c}" for c in _RECOUNTED)
     differ = " OR ".join(f"coalesce(r.{c}, 0) <> coalesce(e.{c}, 0)" for c in _RECOUNTED)
     return sa.text(
         f"""
         WITH r AS (
-            SELECT {group}, {sums}, sum((SELECT sum(x) FROM unnest(sim_hist) x)) AS hist
+            SELECT {group}, {sums}, sum((SELECT sum(x) FROM unnest(sim_hist) x)) AS hist,
+                sum((SELECT sum(x) FROM unnest(score_hist) x)) AS gated
             FROM {table} WHERE project_id = :project GROUP BY {group}
         ), rows AS (
             SELECT date_bin(make_interval(secs => :width), ev.received_at, timestamptz '2000-01-01 00:00Z') AS bucket,
                 {", ".join("ev." + d for d in DIMENSIONS)}, c.checker_id, c.outcome, ev.geo_p, ev.is_late, d.flagged,
-                d.low_similarity, d.event_id IS NOT NULL AS decided
+                d.low_similarity, d.event_id IS NOT NULL AS decided, c.score, d.conf_threshold
             FROM checks c JOIN events ev ON ev.id = c.event_id
             LEFT JOIN decisions d ON d.event_id = c.event_id AND d.checker_id = c.checker_id
             WHERE c.project_id = :project
@@ -184,12 +205,14 @@ def _recount(table: str) -> sa.TextClause:
                 count(*) FILTER (WHERE outcome = 'unscorable') AS unscorable,
                 count(*) FILTER (WHERE outcome = 'invalid_image') AS invalid_image,
                 count(*) FILTER (WHERE outcome = 'model_error') AS model_error,
+                count(*) FILTER (WHERE outcome = 'scored' AND NOT decided) AS undecided,
                 count(*) FILTER (WHERE decided AND geo_p IS NOT NULL) AS n,
                 count(*) FILTER (WHERE flagged) AS flagged,
                 count(*) FILTER (WHERE low_similarity) AS low,
                 count(*) FILTER (WHERE low_similarity AND geo_p IS NULL) AS low_unconfirmed,
                 count(*) FILTER (WHERE outcome = 'scored' AND is_late) AS late_scored,
-                count(*) FILTER (WHERE outcome = 'scored') AS hist
+                count(*) FILTER (WHERE outcome = 'scored') AS hist,
+                count(*) FILTER (WHERE score IS NOT NULL AND geo_p > conf_threshold) AS gated
             FROM rows GROUP BY {group}
         )
         SELECT {group}, {pairs} FROM r FULL JOIN e USING ({group}) WHERE {differ}

@@ -69,12 +69,30 @@ class Claimed:
 
 @dataclass(frozen=True, slots=True)
 class ClaimScore:
-    """One checkable piece of an output: [start, end) characters, raw cosine (best image), percentile u in [0, 1]."""
+    """One checkable piece of an output: [start, end) characters, raw cosine (best image), percentile u in [0, 1].
+
+    `statement`: what was compared where it is not the piece itself, such as a short answer put together with its
+    question; `negated`: the output denies it. `images`: the cosine with each image of an event that has several.
+    """
 
     start: int
     end: int
     similarity: float
     percentile: float | None = None
+    statement: str | None = None
+    negated: bool = False
+    images: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What one event adds to the reference of a checker that is calibrating: logits of its claims with its own images
+    and with a stranger's. `content` is the same for the same images and output, which count once."""
+
+    content: uuid.UUID
+    prompt_type: str
+    own: tuple[float, ...]
+    mismatched: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +106,8 @@ class CheckResult:
     mismatch_percentile: float | None = None
     claims: tuple[ClaimScore, ...] = ()
     reasons: tuple[str, ...] = ()
+    prompt_similarity: float | None = None  # raw cosine of what the prompt takes for granted, best image
+    sample: Sample | None = None  # only while the checker is calibrating
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,8 +26,10 @@ from cmerwatch.models.base import Base
 from cmerwatch.models.checks import (
     Check,
     Checker,
+    CheckerReference,
     DecisionRow,
     PolicyVersion,
+    ReferenceSample,
     Rollup1h,
     Rollup5m,
 )
@@ -56,6 +58,7 @@ __all__ = [
     "Channel",
     "Check",
     "Checker",
+    "CheckerReference",
     "ConsoleSession",
     "DecisionRow",
     "Delivery",
@@ -67,6 +70,7 @@ __all__ = [
     "Membership",
     "PolicyVersion",
     "Project",
+    "ReferenceSample",
     "Review",
     "ReviewItem",
     "Rollup1h",

@@ -14,16 +14,49 @@ from cmerwatch.models.base import Base, CreatedAt, Dimensions, Id
 
 
 class Checker(Base):
-    """One row per checker id ever used; scores of different rows never share a threshold or a chart line."""
+    """One row per checker id and reference; scores of different rows never share a threshold or a chart line.
+
+    `bundle_reference`: the version of the reference the bundle brings, '' for a checker that takes its own from the
+    first traffic. `reference_version`: the one in force, set once; None while the checker is calibrating. So a bundle's
+    new reference is a row of its own, and no rate ever mixes decisions under two of them.
+    """
 
     __tablename__ = "checkers"
+    __table_args__ = (sa.UniqueConstraint("name", "bundle_reference"),)
 
     id: orm.Mapped[int] = orm.mapped_column(sa.Identity(), primary_key=True)
-    name: orm.Mapped[str] = orm.mapped_column(unique=True)
+    name: orm.Mapped[str]
+    bundle_reference: orm.Mapped[str] = orm.mapped_column(server_default="")
     label: orm.Mapped[str]
     is_demo: orm.Mapped[bool]
     reference_version: orm.Mapped[str | None]
+    # logit = scale * cosine + bias; a bias of None is a softmax-trained model, judged by its cosine. None: not noted.
+    logit_scale: orm.Mapped[float | None]
+    logit_bias: orm.Mapped[float | None]
     created_at: orm.Mapped[CreatedAt]
+
+
+class CheckerReference(Base):
+    """A frozen reference, kept whole: with it and the stored cosines any score can be computed again."""
+
+    __tablename__ = "checker_references"
+
+    checker_id: orm.Mapped[int] = orm.mapped_column(sa.ForeignKey("checkers.id"), primary_key=True)
+    version: orm.Mapped[str] = orm.mapped_column(primary_key=True)
+    data: orm.Mapped[dict[str, Any]] = orm.mapped_column(pg.JSONB)
+    created_at: orm.Mapped[CreatedAt]
+
+
+class ReferenceSample(Base):
+    """What calibrating collects until the reference freezes. The key makes the same images and output count once."""
+
+    __tablename__ = "reference_samples"
+
+    checker_id: orm.Mapped[int] = orm.mapped_column(sa.ForeignKey("checkers.id"), primary_key=True)
+    content: orm.Mapped[Id]
+    prompt_type: orm.Mapped[str]
+    own: orm.Mapped[list[float]] = orm.mapped_column(pg.ARRAY(sa.Double))
+    mismatched: orm.Mapped[list[float]] = orm.mapped_column(pg.ARRAY(sa.Double))
 
 
 class Check(Base):
@@ -31,6 +64,13 @@ class Check(Base):
     __table_args__ = (
         sa.CheckConstraint(
             "outcome IN ('scored','unscorable','invalid_image','model_error','quarantined')", name="outcome"
+        ),
+        # What a calibrating checker has scored and nobody decided yet; empty ever after.
+        sa.Index(
+            "ix_checks_undecided",
+            "checker_id",
+            "event_id",
+            postgresql_where=sa.text("outcome = 'scored' AND score IS NULL"),
         ),
         {"postgresql_partition_by": "RANGE (event_id)"},
     )
@@ -42,6 +82,8 @@ class Check(Base):
     similarity: orm.Mapped[float | None]
     score: orm.Mapped[float | None]
     mismatch_percentile: orm.Mapped[float | None]
+    prompt_similarity: orm.Mapped[float | None]
+    policy_version: orm.Mapped[int | None]  # in force when it was checked, so the key under which it was counted
     claims: orm.Mapped[list[dict[str, Any]]] = orm.mapped_column(pg.JSONB, server_default="[]")
     reasons: orm.Mapped[list[str]] = orm.mapped_column(pg.ARRAY(sa.Text), server_default="{}")
     created_at: orm.Mapped[CreatedAt]

@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 
 DATABASE_SECONDS = 60.0  # a database that starts beside us may take this long
 RESTART_SECONDS = 1.0
-CONNECTIONS = 4  # drain, prepare, leases, poll
+CONNECTIONS = 5  # drain, prepare, leases, poll, calibrate
+CALIBRATE_SECONDS = 5.0  # between looks for a reference that can be frozen, and at what still waits for one
 # A batch makes tens of thousands of objects that die by counting; looking for cycles among them every 700 took a
 # fourteenth of the time without a model (bench/pipeline.py).
 COLLECT_AFTER = 50_000
@@ -88,6 +89,9 @@ def running(settings: Settings, checker: Checker, engine: sa.Engine) -> Iterator
     threads = [
         threading.Thread(target=tasks.poll_until, args=(stopping, settings.poll_seconds, checking.poll), name="poll"),
         threading.Thread(
+            target=tasks.poll_until, args=(stopping, CALIBRATE_SECONDS, checking.calibrate), name="calibrate"
+        ),
+        threading.Thread(
             target=watchdog.watch, args=(progress, settings.watchdog_seconds, stopping), name="watchdog", daemon=True
         ),
         threading.Thread(target=clock.run, args=(engine, stopping), name="clock", daemon=True),
@@ -100,7 +104,8 @@ def running(settings: Settings, checker: Checker, engine: sa.Engine) -> Iterator
     finally:
         checking.stop()
         stopping.set()
-        threads[0].join()
+        for thread in threads[:2]:
+            thread.join()
         checking.close()
         engine.dispose()
 

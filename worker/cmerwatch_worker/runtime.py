@@ -8,14 +8,14 @@ import threading
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from cmerwatch import blobs, errors
 from cmerwatch.settings import Settings
 from cmerwatch.shapes import CheckResult, Claimed
-from cmerwatch_worker import claims, scoring
+from cmerwatch_worker import calibrating, claims, scoring
 from cmerwatch_worker.checkers.base import Checker
 from cmerwatch_worker.decode import Limits
 from cmerwatch_worker.decode_pool import Crashed, Decoded, Job, Outcome, Pool, Refused
@@ -105,6 +105,8 @@ class Runtime:
         """`wants_display` False: no copies to look at, for runs over files that nobody opens in the console."""
         self.checker, self.store, self.pool, self.progress = checker, store, pool, progress
         self._wants_display = wants_display
+        self.reference = checker.reference  # None while calibrating; replaced as a whole when it freezes
+        self._strangers = calibrating.Strangers()
         self._memory = Memory()
         self._shown: OrderedDict[tuple[uuid.UUID, str], None] = OrderedDict()
 
@@ -216,6 +218,7 @@ class Runtime:
         texts = list(dict.fromkeys(claim.text for _, pieces, _ in scorable for claim in pieces))
         rows = scoring.embed_all(self.checker.embed_texts, texts, TEXT_CHUNK, self.progress)
         embedded = dict(zip(texts, rows, strict=True))
+        frozen = self.reference  # one for the whole batch
         for event, pieces, seen in scorable:
             of_texts = [embedded[claim.text] for claim in pieces]
             error = next((row for row in of_texts if isinstance(row, Exception)), None)
@@ -225,7 +228,11 @@ class Runtime:
             images = np.stack([p.embedding for p in seen if p.embedding is not None])
             notes = tuple(dict.fromkeys(note for picture in seen for note in picture.notes))
             stacked = np.stack([row for row in of_texts if isinstance(row, np.ndarray)])
-            checked.results.append(scoring.score_event(self.checker, event, pieces, images, stacked, notes))
+            result = scoring.score_event(self.checker, frozen, event, pieces, images, stacked, notes)
+            # A blank picture says nothing of how well a text fits its own.
+            if frozen is None and result.outcome == "scored" and "blank_image" not in notes:
+                result = replace(result, sample=self._strangers.sample(self.checker, event, images, stacked))
+            checked.results.append(result)
 
     def _refuse_text(self, event: Claimed, error: Exception, checked: Checked) -> None:
         if _may_pass(error):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -12,6 +13,7 @@ from cmerwatch.shapes import CheckResult, Claimed, ClaimScore
 from cmerwatch_worker import claims, reference
 from cmerwatch_worker.checkers import base
 from cmerwatch_worker.checkers.base import Checker
+from cmerwatch_worker.reference import Reference
 
 Array = NDArray[np.float32]
 T = TypeVar("T")
@@ -54,44 +56,52 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def score_event(
     checker: Checker,
+    frozen: Reference | None,
     event: Claimed,
     pieces: Sequence[claims.Claim],
     images: Array,
     texts: Array,
     reasons: Sequence[str],
 ) -> CheckResult:
-    """`images` (i, d) and `texts` (c, d) of one event, L2-normalised. Each claim counts by its best image."""
+    """`images` (i, d) and `texts` (c, d) of one event, L2-normalised. Each claim counts by its best image.
+
+    Without a reference only raw cosines are known, and `judge` says the rest once there is one.
+    """
     if not (np.isfinite(images).all() and np.isfinite(texts).all()):
         return CheckResult(event, "model_error", reasons=("embedding_not_a_number",))
-    cosines = np.clip((texts @ images.T).max(axis=1), -1.0, 1.0)
-    if checker.reference is None:
-        return _result(event, pieces, cosines, None, None, reasons)
-    logits = base.logits(checker, cosines)
-    kind = event.slice.prompt_type
-    own = reference.percentile(checker.reference, kind, logits)
-    foreign = reference.mismatch_percentile(checker.reference, kind, logits.min(keepdims=True))
-    return _result(event, pieces, cosines, own, float(foreign[0]), reasons)
-
-
-def _result(
-    event: Claimed,
-    pieces: Sequence[claims.Claim],
-    cosines: Array,
-    own: NDArray[np.float64] | None,
-    foreign: float | None,
-    reasons: Sequence[str],
-) -> CheckResult:
-    if own is not None and foreign is not None and own.min() < LOW_PERCENTILE and foreign < FOREIGN_PERCENTILE:
-        reasons = (*reasons, "wrong_image")
-    return CheckResult(
+    each = np.clip(texts @ images.T, -1.0, 1.0)
+    best = each.max(axis=1)
+    result = CheckResult(
         event,
         "scored",
-        similarity=float(cosines.min()),
-        score=None if own is None else float(reference.score(own)),
-        mismatch_percentile=foreign,
+        similarity=float(best.min()),
         claims=tuple(
-            ClaimScore(piece.start, piece.end, float(cosine), None if own is None else float(own[i]))
-            for i, (piece, cosine) in enumerate(zip(pieces, cosines, strict=True))
+            ClaimScore(
+                piece.start,
+                piece.end,
+                float(best[i]),
+                images=tuple(each[i].tolist()) if len(images) > 1 else (),
+            )
+            for i, piece in enumerate(pieces)
         ),
         reasons=tuple(reasons),
+    )
+    return result if frozen is None else judge(checker, frozen, result)
+
+
+def judge(checker: Checker, frozen: Reference, result: CheckResult) -> CheckResult:
+    """The result with percentiles, score and what they give reason to suspect, from its stored cosines alone."""
+    kind = result.event.slice.prompt_type
+    logits = base.logits(checker, np.array([claim.similarity for claim in result.claims], np.float32))
+    own = reference.percentile(frozen, kind, logits)
+    foreign = reference.mismatch_percentile(frozen, kind, logits.min(keepdims=True))
+    fits_no_better = foreign is not None and foreign[0] < FOREIGN_PERCENTILE
+    return dataclasses.replace(
+        result,
+        score=reference.score(own),
+        mismatch_percentile=None if foreign is None else float(foreign[0]),
+        claims=tuple(
+            dataclasses.replace(claim, percentile=float(u)) for claim, u in zip(result.claims, own, strict=True)
+        ),
+        reasons=(*result.reasons, "wrong_image") if own.min() < LOW_PERCENTILE and fits_no_better else result.reasons,
     )

@@ -17,9 +17,11 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy import orm
 
-from cmerwatch import checks, db, errors, policies, reviews, rollups
+from cmerwatch import checks, db, errors, policies, references, reviews, rollups
 from cmerwatch.settings import Settings
 from cmerwatch.shapes import CheckResult, Claimed, Decided, Decision
+from cmerwatch_worker import reference
+from cmerwatch_worker.calibrating import Calibration
 from cmerwatch_worker.checkers.base import Checker
 from cmerwatch_worker.leases import Leases
 from cmerwatch_worker.runtime import Checked, Prepared, Runtime
@@ -60,6 +62,7 @@ class Checking:
         self._ahead = ThreadPoolExecutor(1, "prepare")
         self._stopping = threading.Event()
         self.checker_id = register(runtime.checker)
+        self._calibration = Calibration(runtime.checker, self.checker_id, settings.audit_rate)
 
     def drain(self, budget_seconds: float = BUDGET_SECONDS, *, wait: bool = True) -> int:
         """Check until nothing is ready or the budget is spent; returns how many events were completed.
@@ -80,6 +83,12 @@ class Checking:
         with db.SessionLocal() as session:
             is_ready = checks.has_ready(session)
         return self.drain(wait=False) if is_ready else 0
+
+    def calibrate(self) -> int:
+        """Bring a reference into force as soon as there is one, and decide some of what waited for it."""
+        done = self._calibration.step(self._stopping.is_set)
+        self._runtime.reference = self._calibration.reference
+        return done
 
     def stop(self) -> None:
         """Let the batch in hand finish and begin no other. Safe in a signal handler."""
@@ -191,7 +200,6 @@ class Checking:
                     decided = complete(
                         session,
                         token,
-                        self._runtime.checker,
                         self.checker_id,
                         checked.results,
                         self._settings.audit_rate,
@@ -218,20 +226,20 @@ class Checking:
 def complete(
     session: orm.Session,
     token: uuid.UUID,
-    checker: Checker,
     checker_id: int,
     results: Sequence[CheckResult],
     audit_rate: float,
 ) -> list[Decided]:
     """Decide, complete, count, route: all of it or nothing. The caller commits."""
     in_force = policies_of(session, {result.event.project_id for result in results})
-    is_calibrated = checker.reference is not None
     pairs: list[tuple[CheckResult, Decision]] = [
-        (result, in_force[result.event.project_id].decide(result, is_calibrated)) for result in results
+        (result, in_force[result.event.project_id].decide(result, is_calibrated=result.score is not None))
+        for result in results
     ]
     decided = checks.complete(session, token, checker_id, pairs)
     rollups.add(session, decided)
     reviews.route(session, decided, audit_rate)
+    references.collect(session, checker_id, [one.result.sample for one in decided if one.result.sample is not None])
     return decided
 
 
@@ -243,15 +251,21 @@ def policies_of(session: orm.Session, project_ids: set[uuid.UUID]) -> dict[uuid.
 
 
 def register(checker: Checker) -> int:
-    """This checker's row."""
+    """This checker's row, and the reference its bundle brings, kept whole beside it."""
+    frozen = checker.reference
     with db.transaction() as session:
-        return checks.register(
+        checker_id = checks.register(
             session,
             name=checker.id,
             label=checker.label,
             is_demo=checker.is_demo,
-            reference_version=checker.reference.version if checker.reference else None,
+            reference_version=frozen.version if frozen else None,
+            logit_scale=checker.logit_scale,
+            logit_bias=checker.logit_bias,
         )
+        if frozen is not None:
+            references.keep(session, checker_id, frozen.version, reference.to_json(frozen))
+    return checker_id
 
 
 def poll_until(stopping: threading.Event, seconds: float, look: Callable[[], object]) -> None:
