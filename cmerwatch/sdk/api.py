@@ -2,13 +2,19 @@
 
 import os
 import threading
-from typing import Unpack
+from typing import TypeVar, Unpack
 
+from cmerwatch.sdk import hooks, scope
 from cmerwatch.sdk.client import Client
 from cmerwatch.sdk.config import Options
 from cmerwatch.sdk.counts import Stats
 from cmerwatch.sdk.events import Fields
-from cmerwatch.sdk.scope import Capture, Context
+from cmerwatch.sdk.hooks.calls import Settings
+from cmerwatch.sdk.scope import Capture, Context, Dimensions
+
+T = TypeVar("T")
+
+UNNAMED_ENDPOINT = "chat.completions"  # where answers are filed whose app named no endpoint
 
 context = Context
 
@@ -35,6 +41,18 @@ def record(**given: Unpack[Fields]) -> str:
 def capture(**given: Unpack[Fields]) -> Capture:
     """A `with` block that records one event when it ends well; see `Client.capture`."""
     return _current().capture(**given)
+
+
+def wrap(client: T, *, request_logprobs: bool = False, **dimensions: Unpack[Dimensions]) -> T:
+    """Records each answer about pictures that `client` (OpenAI, AsyncOpenAI, or one of their subclasses) gives, and
+    returns the same object. A `context` around a call beats the `dimensions` given here.
+
+    request_logprobs: asks for `logprobs` where the app does not; a server that refuses them is asked again without,
+    once for each address and model. Without it no request is altered.
+    """
+    own = scope.known(dimensions, "wrap")
+    hooks.wrap(client, Settings(_current, {"endpoint": UNNAMED_ENDPOINT, **own}, bool(request_logprobs)))
+    return client
 
 
 def flush(timeout: float = 5.0) -> bool:

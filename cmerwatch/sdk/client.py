@@ -39,8 +39,16 @@ class Client:
         try:
             self._record(event_id, given)
         except Exception as error:
-            self._swallow(error)
+            self.swallow(error)
         return event_id
+
+    def take(self, fields: Mapping[str, Any], start_thread: bool = True) -> None:
+        """One event of a hook. Its dimensions were settled when its call began: a context of now is another's.
+        start_thread=False queues only, for callers that must not wait for a thread to start."""
+        if self.enabled:
+            self._own_process()
+            given = {name: value for name, value in fields.items() if value is not None}
+            self._queue({"event_id": events.new_id(), **given}, start_thread)
 
     def capture(self, **given: Unpack[Fields]) -> Capture:
         """A `with` block that records one event when it ends well; set `output` on what it yields."""
@@ -57,7 +65,7 @@ class Client:
             else:
                 done = self._pending.flush(timeout)
         except Exception as error:
-            self._swallow(error)
+            self.swallow(error)
             return False
         if self._config.debug and self._sender is not None and self._sender.crash is not None:
             crash, self._sender.crash = self._sender.crash, None
@@ -74,7 +82,7 @@ class Client:
             self._pending.abandon("shutdown")
             _live.discard(self)
         except Exception as error:
-            self._swallow(error)
+            self.swallow(error)
         return done
 
     def stats(self) -> Stats:
@@ -97,7 +105,10 @@ class Client:
         if not own.keys() <= events.NAMES:
             unknown = ", ".join(sorted(own.keys() - events.NAMES))
             self._counts.warn(unknown, "cmerwatch: record() has no field named %s; it is ignored", unknown)
-        merged = {"occurred_at": time.time(), **scope.current(), **own, "event_id": event_id}
+        self._queue({**scope.current(), **own, "event_id": event_id})
+
+    def _queue(self, given: Mapping[str, Any], start_thread: bool = True) -> None:
+        merged = {"occurred_at": time.time(), **given}
         if self._config.environment is not None:
             merged.setdefault("environment", self._config.environment)
         try:
@@ -112,7 +123,8 @@ class Client:
         if refusal:
             self._counts.drop(refusal)
             return
-        self._thread_runs()
+        if start_thread:
+            self._thread_runs()
 
     def _sampled(self, merged: dict[str, Any]) -> bool:
         """Decided by the request, so that retries and a second hook on the same call decide alike."""
@@ -174,8 +186,8 @@ class Client:
                 settings.transport, self._pending, self._counts, settings.before_send, settings.flush_interval
             )
 
-    def _swallow(self, error: Exception) -> None:
-        """A bug of ours must not become the app's."""
+    def swallow(self, error: Exception) -> None:
+        """A bug of ours must not become the app's: it is counted, and raised only in debugging."""
         if self._config.debug:
             raise error
         self._counts.drop("internal", detail=type(error).__name__)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 log = logging.getLogger("cmerwatch")
 
 WARN_EVERY_SECONDS = 60.0
-# Left out on purpose, by the app's own choice: counted, but nothing to warn about.
-WANTED = frozenset({"sampled_out", "before_send"})
+# Left out on purpose, by the app's own choice or because nothing was said: counted, but nothing to warn about.
+WANTED = frozenset({"sampled_out", "before_send", "no_output"})
 
 
 @dataclass(frozen=True)

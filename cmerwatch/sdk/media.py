@@ -32,6 +32,8 @@ def weigh(source: object) -> int:
         return sys.getsizeof(source)
     if isinstance(source, memoryview):
         return source.nbytes
+    if isinstance(source, dict):
+        return sys.getsizeof(source) + sys.getsizeof(source.get("url"))  # which may be a data URI
     if _is_pil(source):
         width, height = source.size  # type: ignore[attr-defined]
         return int(width * height * 4)

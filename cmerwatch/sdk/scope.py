@@ -1,6 +1,7 @@
 """What is said once for many events: `context` for a block of code, `capture` for one event."""
 
 import contextlib
+from collections.abc import Mapping
 from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
@@ -45,14 +46,40 @@ def current() -> dict[str, Any]:
     return _current.get()
 
 
+_recording: ContextVar[bool] = ContextVar("cmerwatch_recording", default=False)
+
+
+def recording() -> bool:
+    return _recording.get()
+
+
+class Recording:
+    """Inside of it hooks record nothing: the answer is being recorded from outside already."""
+
+    def __init__(self) -> None:
+        self._tokens: list[Token[bool]] = []
+
+    def __enter__(self) -> None:
+        self._tokens.append(_recording.set(True))
+
+    def __exit__(self, *error: object) -> None:
+        with contextlib.suppress(ValueError, IndexError):  # as in Context
+            _recording.reset(self._tokens.pop())
+
+
+def known(dimensions: Mapping[str, Any], caller: str) -> dict[str, Any]:
+    """Those that are dimensions and are given; one warning names the others."""
+    unknown = dimensions.keys() - NAMES
+    if unknown:
+        log.warning("cmerwatch: %s() has no dimension named %s; it is ignored", caller, ", ".join(sorted(unknown)))
+    return {name: value for name, value in dimensions.items() if value is not None and name in NAMES}
+
+
 class Context:
     """Dimensions for every event recorded inside a `with` or `async with` block; the inner block wins."""
 
     def __init__(self, **dimensions: Unpack[Dimensions]) -> None:
-        unknown = dimensions.keys() - NAMES
-        if unknown:
-            log.warning("cmerwatch: context() has no dimension named %s; it is ignored", ", ".join(sorted(unknown)))
-        self._own = {name: value for name, value in dimensions.items() if value is not None and name in NAMES}
+        self._own = known(dimensions, "context")
         self._tokens: list[Token[dict[str, Any]]] = []
 
     def __enter__(self) -> Self:
@@ -87,17 +114,20 @@ class Capture:
 
     def __init__(self, client: "Client", given: Fields) -> None:
         self._client = client
+        self._recording = Recording()
         for name in SETTABLE:
             setattr(self, name, None)
         self._given = given
         self.event_id = str(given.get("event_id") or events.new_id())
 
     def __enter__(self) -> Self:
+        self._recording.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._recording.__exit__()
         if kind is not None:
             self._client.drop("exception")
             return
@@ -109,7 +139,7 @@ class Capture:
         self._client.record(**fields)
 
     async def __aenter__(self) -> Self:
-        return self
+        return self.__enter__()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

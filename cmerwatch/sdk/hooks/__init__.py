@@ -1,0 +1,23 @@
+"""Hooks into the clients of models: each watches one library's objects, in place and without importing it."""
+
+from cmerwatch.sdk.counts import log
+from cmerwatch.sdk.hooks import openai
+from cmerwatch.sdk.hooks.calls import Settings
+
+HOOKS = (openai,)
+
+
+def wrap(client: object, settings: Settings) -> None:
+    """Never raises; an object no hook knows gets one warning and stays as it is."""
+    try:
+        for hook in HOOKS:
+            if hook.recognises(client):
+                hook.watch(client, settings)
+                return
+        log.warning(
+            "cmerwatch: wrap() does not know %s; it is returned as it is and not recorded. It takes OpenAI, "
+            "AsyncOpenAI and their subclasses (for any server with an OpenAI-style API, by base_url)",
+            type(client).__qualname__,
+        )
+    except Exception as error:
+        log.warning("cmerwatch: wrap() failed (%s); the client works but is not recorded", type(error).__name__)
