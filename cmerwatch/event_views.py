@@ -28,6 +28,7 @@ class EventView:
     checker: models.Checker | None
     decision: models.DecisionRow | None
     review: models.ReviewItem | None
+    verdict: models.Review | None  # the newest that nobody took back
 
 
 def get(session: orm.Session, project_id: uuid.UUID, event_id: uuid.UUID) -> EventView:
@@ -66,7 +67,19 @@ def get(session: orm.Session, project_id: uuid.UUID, event_id: uuid.UUID) -> Eve
                 models.ReviewItem.project_id == project_id, models.ReviewItem.event_id == event_id
             )
         ),
+        verdict=_verdict(session, project_id, event_id),
     )
+
+
+def _verdict(session: orm.Session, project_id: uuid.UUID, event_id: uuid.UUID) -> models.Review | None:
+    review, undo = models.Review, orm.aliased(models.Review)
+    found = sa.select(review).where(
+        review.project_id == project_id,
+        review.event_id == event_id,
+        review.action == "verdict",
+        ~sa.exists().where(undo.undoes == review.id),
+    )
+    return session.scalars(found.order_by(review.created_at.desc()).limit(1)).first()
 
 
 def state_of(work_state: int | None, has_check: bool) -> str:

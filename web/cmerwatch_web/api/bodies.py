@@ -52,6 +52,15 @@ async def sent(request: Request) -> Sent:
     raise HTTPException(415, "Content-Type must be application/json or multipart/form-data.")
 
 
+async def value(request: Request) -> Any:
+    """The JSON value of any other body, {} when there is none; what Postgres cannot hold is replaced."""
+    kind, _ = parse_options_header(request.headers.get("content-type"))
+    if kind not in (b"", b"application/json") and not kind.endswith(b"+json"):
+        raise HTTPException(415, "Content-Type must be application/json.")
+    raw = await request.body()
+    return cleaned(document(raw))[0] if raw.strip() else {}
+
+
 @dataclass
 class _Collector:
     """Callbacks of the multipart parser, which hand over pieces of headers and data."""

@@ -244,6 +244,14 @@ def _decision(view: event_views.EventView) -> dict[str, Any] | None:
 
 
 def _review(view: event_views.EventView) -> dict[str, Any] | None:
+    """The verdict's fields are null until there is one that nobody took back."""
     if view.review is None:
         return None
-    return {"item": str(view.review.id), "kind": view.review.kind, "state": view.review.state}
+    said, names = view.verdict, ("verdict", "error_types", "spans", "correction", "note")
+    return {
+        "item": str(view.review.id),
+        "kind": view.review.kind,
+        "state": view.review.state,
+        **{name: said and getattr(said, name) for name in names},
+        "reviewed_at": said and said.created_at.isoformat(),
+    }

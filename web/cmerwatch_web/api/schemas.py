@@ -8,8 +8,9 @@ import datetime as dt
 import json
 import math
 import re
-from collections.abc import Sequence
-from typing import Annotated, Any
+import typing
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, TypeVar
 
 import pydantic
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -165,10 +166,18 @@ class EventSource(pydantic.BaseModel):
 
 def read_event(value: Any, path: str, max_text_chars: int) -> EventSource:
     """Raises Invalid; `path` is what stands before each field's name, such as "events[3]."."""
+    return read(EventSource, value, path, max_text_chars=max_text_chars)
+
+
+Model = TypeVar("Model", bound=pydantic.BaseModel)
+
+
+def read(model: type[Model], value: Any, path: str = "", **context: Any) -> Model:
+    """The value as this model. Raises Invalid, which names each wrong field, its limit, and says what it must be."""
     try:
-        return EventSource.model_validate(value, context={"max_text_chars": max_text_chars})
+        return model.model_validate(value, context=context)
     except pydantic.ValidationError as refused:
-        problems = [_problem(error, path) for error in refused.errors(include_url=False)[:20]]
+        problems = [_problem(error, path, model) for error in refused.errors(include_url=False)[:20]]
         details = {name: value for name, value in problems[0].items() if name != "message"}
         if len(problems) > 1:
             details["problems"] = problems
@@ -226,12 +235,12 @@ def image_too_large(field: str, limit: int) -> errors.TooLarge:
     return errors.TooLarge(f"`{field}` is over the limit of {limit} bytes for one image.", field=field, limit=limit)
 
 
-def _problem(error: Any, path: str) -> dict[str, Any]:
+def _problem(error: Any, path: str, model: type[pydantic.BaseModel]) -> dict[str, Any]:
     """{"field", "message", "limit"?} of one pydantic error, in our words."""
     context = error.get("ctx", {})
     loc = (*error["loc"], *([context["index"]] if "index" in context else []))
-    name = path + _joined(loc) if loc else path.removesuffix(".") or "event"
-    sentence = {"field": name, "message": f"`{name}` {_said(error, context)}."}
+    name = path + _joined(loc) if loc else path.removesuffix(".") or (model.model_config.get("title") or "body").lower()
+    sentence = {"field": name, "message": f"`{name}` {_said(error, context, model)}."}
     limit = next((context[key] for key in ("limit", "max_length", "min_length") if key in context), None)
     return sentence if limit is None else sentence | {"limit": limit}
 
@@ -244,6 +253,10 @@ _TYPES = {
     "string_type": "must be a string",
     "string_unicode": "must be valid Unicode text",
     "float_type": "must be a number",
+    "int_type": "must be a whole number",
+    "bool_type": "must be true or false",
+    "uuid_type": "must be a UUID",
+    "uuid_parsing": "must be a UUID",
     "list_type": "must be a list",
     "dict_type": "must be a JSON object",
     "model_type": "must be a JSON object",
@@ -253,12 +266,12 @@ _TYPES = {
 }
 
 
-def _said(error: Any, context: dict[str, Any]) -> str:
+def _said(error: Any, context: dict[str, Any], model: type[pydantic.BaseModel]) -> str:
     kind = error["type"]
     if kind == "refused":
         return str(context["text"])
     if kind == "extra_forbidden":
-        return f"is not a field here; those are {', '.join(_fields_at(error['loc']))}"
+        return f"is not a field here; those are {', '.join(_fields_at(model, error['loc']))}"
     if kind == "string_too_long":
         return f"has {len(error['input'])} characters; at most {context['max_length']} are allowed"
     if kind == "too_long":
@@ -268,6 +281,16 @@ def _said(error: Any, context: dict[str, Any]) -> str:
     return _TYPES.get(kind, "is not valid")
 
 
-def _fields_at(loc: Sequence[int | str]) -> list[str]:
-    model = ImageSource if len(loc) > 1 and loc[0] == "images" else EventSource
+def _fields_at(model: type[pydantic.BaseModel], loc: Sequence[int | str]) -> list[str]:
+    """The fields of the model in which the last part of `loc` is not one."""
+    for name in loc[:-1]:
+        if isinstance(name, str):
+            model = next(_models_in(model.model_fields[name].annotation))
     return list(model.model_fields)
+
+
+def _models_in(annotation: Any) -> Iterator[type[pydantic.BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+        yield annotation
+    for inner in typing.get_args(annotation):
+        yield from _models_in(inner)
