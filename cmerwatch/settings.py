@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pydantic
 import pydantic_settings
 
-from cmerwatch import errors
+from cmerwatch import addresses, errors
 
 MIN_SECRET = 32
 
@@ -51,6 +51,44 @@ class Settings(pydantic_settings.BaseSettings):
     audit_rate: float = pydantic.Field(
         0.02, ge=0, le=1, description="Share of unflagged events drawn at random for review."
     )
+    judge_url: str = pydantic.Field(
+        "", description="Base URL of an OpenAI-compatible server that judges suspicious claims; empty asks nobody."
+    )
+    judge_model: str = pydantic.Field("", description="The vision-language model it is asked for.")
+    judge_api_key: pydantic.SecretStr = pydantic.Field(pydantic.SecretStr(""), description="Its key, if it wants one.")
+    judge_below: float | None = pydantic.Field(
+        None, ge=0, le=1, description="Scores below this are judged; empty judges what the policy calls low."
+    )
+    judge_claims: int = pydantic.Field(8, ge=1, le=64, description="Claims asked about per event, the weakest first.")
+    judge_daily_calls: int = pydantic.Field(1000, ge=1, description="Most questions asked per day (UTC).")
+    judge_daily_tokens: int = pydantic.Field(
+        2_000_000, ge=1, description="No more questions on a day (UTC) that used this many tokens."
+    )
+    judge_timeout_seconds: float = pydantic.Field(20.0, gt=0, le=300, description="How long one answer may take.")
+
+    @pydantic.field_validator("judge_url")
+    @classmethod
+    def _http(cls, value: str) -> str:
+        if value and not value.startswith(("http://", "https://")):
+            raise ValueError("must begin with http:// or https://, such as http://127.0.0.1:8000/v1")
+        return value
+
+    @pydantic.field_validator("judge_below", mode="before")
+    @classmethod
+    def _nothing(cls, value: object) -> object:
+        return None if value == "" else value
+
+    secret_key_previous: pydantic.SecretStr = pydantic.Field(
+        pydantic.SecretStr(""),
+        description="The secret key before the present one: what was sealed under it can still be opened.",
+    )
+    allow_private_targets: str = pydantic.Field(
+        "",
+        description="Networks and host:port pairs, separated by commas, that channels may reach besides public https.",
+    )
+    demo_sink: bool = pydantic.Field(
+        False, description="A receiver at /sink that shows what channels send; only the demo sets it."
+    )
 
     @pydantic.field_validator("database_url")
     @classmethod
@@ -65,6 +103,16 @@ class Settings(pydantic_settings.BaseSettings):
         if 0 < len(value.get_secret_value()) < MIN_SECRET:
             raise ValueError(f"must have at least {MIN_SECRET} characters; `openssl rand -base64 48` makes one")
         return value
+
+    @pydantic.field_validator("allow_private_targets")
+    @classmethod
+    def _readable(cls, value: str) -> str:
+        addresses.parse_allow_list(value)
+        return value
+
+    @property
+    def allowed_targets(self) -> addresses.AllowList:
+        return addresses.parse_allow_list(self.allow_private_targets)
 
     @property
     def blob_dir(self) -> Path:

@@ -18,5 +18,5 @@ def test_the_table_names_every_setting_with_its_default_and_description() -> Non
         default = field.default
         if hasattr(default, "get_secret_value"):
             default = default.get_secret_value()
-        expected[name] = (f"`{default}`" if str(default) else "empty", field.description)
+        expected[name] = ("empty" if default is None or str(default) == "" else f"`{default}`", field.description)
     assert documented == expected

@@ -21,7 +21,7 @@ from celery.exceptions import SecurityWarning
 from cmerwatch import blobs, db, errors, migrate, queue
 from cmerwatch import settings as settings_module
 from cmerwatch.settings import Settings
-from cmerwatch_worker import checkers, clock, tasks, watchdog
+from cmerwatch_worker import checkers, clock, dispatch, tasks, watchdog
 from cmerwatch_worker.checkers.base import Checker
 from cmerwatch_worker.runtime import Runtime, open_pool
 from cmerwatch_worker.tasks import Checking
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 DATABASE_SECONDS = 60.0  # a database that starts beside us may take this long
 RESTART_SECONDS = 1.0
-CONNECTIONS = 5  # drain, prepare, leases, poll, calibrate
+CONNECTIONS = 6  # drain, prepare, leases, poll, calibrate, dispatch
 CALIBRATE_SECONDS = 5.0  # between looks for a reference that can be frozen, and at what still waits for one
 # A batch makes tens of thousands of objects that die by counting; looking for cycles among them every 700 took a
 # fourteenth of the time without a model (bench/pipeline.py).
@@ -88,6 +88,7 @@ def running(settings: Settings, checker: Checker, engine: sa.Engine) -> Iterator
     stopping = threading.Event()
     threads = [
         threading.Thread(target=tasks.poll_until, args=(stopping, settings.poll_seconds, checking.poll), name="poll"),
+        threading.Thread(target=dispatch.Dispatcher(settings).run, args=(stopping,), name="dispatch"),
         threading.Thread(
             target=tasks.poll_until, args=(stopping, CALIBRATE_SECONDS, checking.calibrate), name="calibrate"
         ),
@@ -104,7 +105,7 @@ def running(settings: Settings, checker: Checker, engine: sa.Engine) -> Iterator
     finally:
         checking.stop()
         stopping.set()
-        for thread in threads[:2]:
+        for thread in threads[:3]:
             thread.join()
         checking.close()
         engine.dispose()

@@ -1,0 +1,259 @@
+"""Where alerts' messages go: made, changed, tested and disabled by people, with every secret sealed."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from cmerwatch import access, errors, ids, models, notify, outbound, sealing, settings
+from cmerwatch.notify import webhook
+from cmerwatch.shapes import Notice
+
+SEVERITIES = ("info", "warning", "critical")
+MAX_NAME = 100
+MOST = 50  # channels of one project
+
+_DEMO = (("slack", "Demo: Slack"), ("pagerduty", "Demo: PagerDuty"), ("webhook", "Demo: webhook"))
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """`secret` is what a webhook's receiver verifies with: this is the only time it is told."""
+
+    channel: models.Channel
+    secret: str | None = None
+
+
+def create(
+    session: orm.Session,
+    principal: access.Principal,
+    kind: str,
+    name: str,
+    config: Mapping[str, str],
+    min_severity: str = "info",
+) -> Made:
+    """Raises Invalid naming the field: also for an address that the outbound guard would not let through."""
+    checked = _configured(kind, config)
+    _require_name(name)
+    _require_severity(min_severity)
+    if len(listed(session, principal.project_id)) >= MOST:
+        raise errors.Invalid(f"A project has at most {MOST} channels; delete one first.", field="channels", limit=MOST)
+    made = _insert(session, principal.project_id, principal.actor, kind, name.strip(), checked, min_severity)
+    _audit(session, principal, "create", made, kind=kind)
+    return Made(made, checked.get("secret") if kind == "webhook" else None)
+
+
+def listed(session: orm.Session, project_id: uuid.UUID) -> list[models.Channel]:
+    """Those that were not deleted, the oldest first."""
+    live = sa.select(models.Channel).where(models.Channel.project_id == project_id, models.Channel.deleted_at.is_(None))
+    return list(session.scalars(live.order_by(models.Channel.id)))
+
+
+def get(session: orm.Session, project_id: uuid.UUID, channel_id: uuid.UUID) -> models.Channel:
+    """Raises NotFound for a deleted one and for another project's."""
+    found = session.get(models.Channel, channel_id)
+    if found is None or found.project_id != project_id or found.deleted_at is not None:
+        raise errors.NotFound("There is no such channel in this project.")
+    return found
+
+
+def update(
+    session: orm.Session,
+    principal: access.Principal,
+    channel_id: uuid.UUID,
+    *,
+    name: str | None = None,
+    min_severity: str | None = None,
+    config: Mapping[str, str] | None = None,
+) -> models.Channel:
+    """Change what is given. A new configuration enables the channel again; a webhook keeps its secret unless one is
+    given with it."""
+    channel = get(session, principal.project_id, channel_id)
+    if name is not None:
+        _require_name(name)
+        channel.name = name.strip()
+    if min_severity is not None:
+        _require_severity(min_severity)
+        channel.min_severity = min_severity
+    if config:
+        _reconfigure(channel, config)
+        channel.disabled_at = channel.disabled_reason = None
+    given = {"name": name, "min_severity": min_severity, "config": config}
+    _audit(session, principal, "update", channel, fields=[field for field, value in given.items() if value])
+    return channel
+
+
+def rotate_secret(session: orm.Session, principal: access.Principal, channel_id: uuid.UUID) -> Made:
+    """A webhook's new secret; the old one signs beside it for a day. Raises Invalid for other kinds."""
+    channel = get(session, principal.project_id, channel_id)
+    if channel.kind != "webhook":
+        raise errors.Invalid("Only a webhook has a secret of ours to rotate.", field="kind")
+    config = webhook.rotated(_opened(channel), dt.datetime.now(dt.UTC))
+    channel.sealed_config = _sealed(channel.id, config)
+    _audit(session, principal, "rotate_secret", channel)
+    return Made(channel, config["secret"])
+
+
+def enable(session: orm.Session, principal: access.Principal, channel_id: uuid.UUID) -> models.Channel:
+    """Messages that waited go out; of each alert only the newest."""
+    channel = get(session, principal.project_id, channel_id)
+    channel.disabled_at = channel.disabled_reason = None
+    _audit(session, principal, "enable", channel)
+    return channel
+
+
+def disable(session: orm.Session, principal: access.Principal, channel_id: uuid.UUID) -> models.Channel:
+    channel = get(session, principal.project_id, channel_id)
+    channel.disabled_at = channel.disabled_at or dt.datetime.now(dt.UTC)
+    channel.disabled_reason = channel.disabled_reason or f"Switched off by {principal.actor.removeprefix('user:')}."
+    _audit(session, principal, "disable", channel)
+    return channel
+
+
+def delete(session: orm.Session, principal: access.Principal, channel_id: uuid.UUID) -> None:
+    """It stays in the history of deliveries, without its configuration; what it still had to send is not sent."""
+    channel = get(session, principal.project_id, channel_id)
+    channel.deleted_at = dt.datetime.now(dt.UTC)
+    channel.sealed_config = b""
+    mine = models.Delivery.channel_id == channel.id
+    session.execute(sa.update(models.Delivery).where(mine).values(sealed_config=None))
+    waiting = sa.update(models.Delivery).where(mine, models.Delivery.state == "pending")
+    session.execute(waiting.values(state="superseded", last_error="The channel was deleted.", lease_token=None))
+    _audit(session, principal, "delete", channel)
+
+
+def test(session: orm.Session, principal: access.Principal, channel_id: uuid.UUID) -> models.Delivery:
+    """Ask a worker to send a test message; the delivery's state tells what became of it."""
+    channel = get(session, principal.project_id, channel_id)
+    made = models.Delivery(
+        id=ids.uuid7(),
+        project_id=channel.project_id,
+        channel_id=channel.id,
+        kind="test",
+        notice=asdict(_test_notice(principal.project_slug)),
+    )
+    session.add(made)
+    _audit(session, principal, "test", channel)
+    return made
+
+
+def ensure_demo(session: orm.Session, project_id: uuid.UUID, project_slug: str, base_url: str) -> str:
+    """One channel of each kind, pointed at the sink under `base_url`, which the demo's environment lists as allowed.
+    Returns the webhook's secret. A second call points them at where the sink is now."""
+    known = {channel.name: channel for channel in listed(session, project_id)}
+    secret = ""
+    for kind, name in _DEMO:
+        given = {"url": f"{base_url}/sink/{project_slug}/{kind}"}
+        if kind == "pagerduty":
+            given["routing_key"] = "demo0000000000000000000000000000"
+        channel = known.get(name)
+        if channel is None:
+            config = _configured(kind, given)
+            channel = _insert(session, project_id, "demo", kind, name, config, "info")
+        else:
+            config = _reconfigure(channel, given)
+        secret = config.get("secret", secret)
+    return secret
+
+
+def _configured(kind: str, given: Mapping[str, str]) -> notify.Config:
+    if kind not in notify.KINDS:
+        raise errors.Invalid(f"`kind` must be one of: {', '.join(notify.KINDS)}.", field="kind")
+    config = notify.KINDS[kind].configure(given)
+    outbound.check(notify.KINDS[kind].url(config), settings.current().allowed_targets)
+    return config
+
+
+def _reconfigure(channel: models.Channel, given: Mapping[str, str]) -> notify.Config:
+    if channel.kind == "webhook" and not given.get("secret"):
+        given = {**given, "secret": _opened(channel)["secret"]}
+    config = _configured(channel.kind, given)
+    channel.sealed_config = _sealed(channel.id, config)
+    channel.hint = notify.KINDS[channel.kind].hint(config)
+    return config
+
+
+def _insert(
+    session: orm.Session,
+    project_id: uuid.UUID,
+    actor: str,
+    kind: str,
+    name: str,
+    config: notify.Config,
+    min_severity: str,
+) -> models.Channel:
+    channel_id = ids.uuid7()
+    made = models.Channel(
+        id=channel_id,
+        project_id=project_id,
+        kind=kind,
+        name=name,
+        sealed_config=_sealed(channel_id, config),
+        hint=notify.KINDS[kind].hint(config),
+        min_severity=min_severity,
+        created_by=actor,
+    )
+    session.add(made)
+    session.flush()
+    return made
+
+
+def _sealed(channel_id: uuid.UUID, config: notify.Config) -> bytes:
+    return sealing.seal(json.dumps(config).encode(), f"channel:{channel_id}")
+
+
+def _opened(channel: models.Channel) -> notify.Config:
+    config: notify.Config = json.loads(sealing.unseal(channel.sealed_config, f"channel:{channel.id}"))
+    return config
+
+
+def _require_name(name: str) -> None:
+    if not name.strip() or len(name) > MAX_NAME or not name.isprintable():
+        raise errors.Invalid(f"`name` must have 1 to {MAX_NAME} printable characters.", field="name", limit=MAX_NAME)
+
+
+def _require_severity(value: str) -> None:
+    if value not in SEVERITIES:
+        raise errors.Invalid(f"`min_severity` must be one of: {', '.join(SEVERITIES)}.", field="min_severity")
+
+
+def _audit(
+    session: orm.Session, principal: access.Principal, action: str, channel: models.Channel, **details: object
+) -> None:
+    """Never the configuration; the name is the project's own word and needed to know which one it was."""
+    target = f"channel:{channel.id}"
+    access.audit(session, principal.actor, f"channel.{action}", target, principal.project_id, **details)
+
+
+def _test_notice(project: str) -> Notice:
+    now = dt.datetime.now(dt.UTC).isoformat()
+    link = settings.current().public_url.rstrip("/")
+    return Notice(
+        alert_id="",
+        rule_id="",
+        status="test",
+        severity="info",
+        project=project,
+        rule="Test message",
+        slice={},
+        metric="cmer",
+        value=None,
+        low=None,
+        high=None,
+        n=0,
+        baseline=None,
+        coverage=None,
+        condition="Somebody pressed the test button; no alert is firing.",
+        window_start=now,
+        window_end=now,
+        fired_at=now,
+        resolved_at=None,
+        link=f"{link}/settings/channels",
+        events_link=f"{link}/events",
+    )

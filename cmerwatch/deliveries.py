@@ -1,0 +1,260 @@
+"""Messages on their way: claimed under a lease, sent with no transaction open, recorded. At least once, in order.
+
+A channel has one message in flight at a time, whoever sends it: `channels.next_send_at` is pushed past the lease when
+a message is claimed and pulled back when its outcome is recorded. So a channel that hangs holds up only itself, and
+the services' rate limits are kept by the same column. All times are the database's now().
+
+What is sent of one alert to one channel (for a kind that keeps incidents: of one rule and slice, whose episodes share
+an incident):
+
+1. Only the newest pending message is ever sent; older ones become `superseded`. So nothing goes out after its resolve.
+2. A `resolved` before which nothing was ever tried is sent as "fired and resolved"; a kind that keeps incidents has
+   none to close, so there it becomes `superseded` too.
+3. Where incidents are kept, every message of an alert uses the configuration that its first delivered one used.
+
+"Tried" includes a try whose sender died: the service may have taken it.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import random
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from cmerwatch import access, errors, models, notify
+from cmerwatch.shapes import Notice
+
+TEST_SECONDS = 60  # a test that nobody sent by then is of no use to whoever pressed the button
+MAX_ERROR = 300
+ACTOR = "dispatcher"
+
+_INCIDENTS = [name for name, kind in notify.KINDS.items() if kind.has_incidents]
+
+# `d` a delivery, `a` its alert, `c` the channel; `e` another delivery of the same channel, `ea` its alert.
+_SAME_THREAD = (
+    "e.channel_id = d.channel_id AND (e.alert_id = d.alert_id OR "
+    "(c.kind = ANY(:incidents) AND ea.rule_id = a.rule_id AND ea.slice_key = a.slice_key))"
+)
+_TRIED = "(e.attempts > 0 OR e.lease_token IS NOT NULL)"
+_DUE = (
+    "d.state = 'pending' AND d.next_at <= now() AND (d.lease_until IS NULL OR d.lease_until < now()) "
+    "AND (c.disabled_at IS NULL OR d.kind = 'test')"
+)
+
+# Those that failed last may only use what the others leave free, or a few dead services would hold up all.
+_CHANNELS = sa.text(
+    f"""
+    SELECT c.id FROM channels c
+    WHERE c.deleted_at IS NULL AND c.next_send_at <= now()
+      AND EXISTS (SELECT 1 FROM deliveries d WHERE d.channel_id = c.id AND {_DUE})
+      AND (:troubled OR c.last_error_at IS NULL OR c.last_ok_at > c.last_error_at)
+    ORDER BY c.next_send_at LIMIT :n FOR UPDATE OF c SKIP LOCKED
+    """
+)
+_SUPERSEDE = sa.text(
+    f"""
+    UPDATE deliveries SET state = 'superseded', last_error = 'A newer message of this alert took its place.'
+    WHERE id = ANY (ARRAY (
+        SELECT d.id FROM deliveries d JOIN channels c ON c.id = d.channel_id LEFT JOIN alerts a ON a.id = d.alert_id
+        WHERE d.channel_id = ANY(:channels) AND d.state = 'pending' AND EXISTS (
+            SELECT 1 FROM deliveries e LEFT JOIN alerts ea ON ea.id = e.alert_id
+            WHERE e.state = 'pending' AND e.sequence > d.sequence AND {_SAME_THREAD})))
+    """
+)
+_NOTHING_TO_RESOLVE = sa.text(
+    f"""
+    UPDATE deliveries SET state = 'superseded', last_error = 'Nothing was triggered, so there is nothing to resolve.'
+    WHERE id = ANY (ARRAY (
+        SELECT d.id FROM deliveries d JOIN channels c ON c.id = d.channel_id LEFT JOIN alerts a ON a.id = d.alert_id
+        WHERE d.channel_id = ANY(:channels) AND d.state = 'pending' AND d.kind = 'resolved'
+          AND c.kind = ANY(:incidents) AND NOT {_TRIED.replace("e.", "d.")} AND NOT EXISTS (
+            SELECT 1 FROM deliveries e LEFT JOIN alerts ea ON ea.id = e.alert_id
+            WHERE e.sequence < d.sequence AND {_TRIED} AND {_SAME_THREAD})))
+    """
+)
+_STALE_TESTS = sa.text(
+    "UPDATE deliveries SET state = 'dead', last_error = 'No worker sent this test in time.' "
+    f"WHERE kind = 'test' AND state = 'pending' AND created_at < now() - interval '{TEST_SECONDS} seconds' "
+    "AND (lease_until IS NULL OR lease_until < now())"
+)
+_LEASE = sa.text(
+    f"""
+    UPDATE deliveries SET lease_token = :token, lease_until = now() + make_interval(secs => :lease),
+        sealed_config = coalesce((
+            SELECT e.sealed_config FROM deliveries e JOIN channels c ON c.id = e.channel_id
+            WHERE e.channel_id = deliveries.channel_id AND e.alert_id = deliveries.alert_id
+              AND e.state = 'delivered' AND c.kind = ANY(:incidents) ORDER BY e.sequence LIMIT 1
+        ), (SELECT c.sealed_config FROM channels c WHERE c.id = deliveries.channel_id))
+    WHERE id = ANY (ARRAY (
+        SELECT DISTINCT ON (d.channel_id) d.id FROM deliveries d JOIN channels c ON c.id = d.channel_id
+        WHERE d.channel_id = ANY(:channels) AND {_DUE}
+        ORDER BY d.channel_id, (d.kind = 'test') DESC, d.sequence))
+    RETURNING id, channel_id
+    """
+)
+_LEASED = sa.text(
+    """
+    SELECT d.id, d.channel_id, d.project_id, d.notice, d.sealed_config, d.attempts, c.kind, c.sealed_config AS current,
+        NOT EXISTS (SELECT 1 FROM deliveries e WHERE e.channel_id = d.channel_id AND e.alert_id = d.alert_id
+                    AND e.state = 'delivered') AS is_first
+    FROM deliveries d JOIN channels c ON c.id = d.channel_id WHERE d.lease_token = :token AND d.state = 'pending'
+    """
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A message leased to a sender. `is_current`: its configuration is still the channel's."""
+
+    id: uuid.UUID
+    channel_id: uuid.UUID
+    project_id: uuid.UUID
+    kind: str
+    notice: Notice
+    is_first: bool
+    sealed_config: bytes
+    is_current: bool
+
+
+def claim(
+    session: orm.Session, n: int, lease_seconds: float, token: uuid.UUID, *, troubled: bool = True
+) -> list[Claimed]:
+    """Lease the next message of up to n channels to `token`. Commit before sending.
+
+    With `troubled=False` channels whose last message failed are left out.
+    """
+    if n <= 0:
+        return []
+    session.execute(_STALE_TESTS)
+    found = session.scalars(_CHANNELS, {"n": n, "troubled": troubled}).all()
+    if not found:
+        return []
+    values: dict[str, Any] = {"channels": list(found), "incidents": _INCIDENTS}
+    session.execute(_SUPERSEDE, values)
+    session.execute(_NOTHING_TO_RESOLVE, values)
+    leased = session.execute(_LEASE, values | {"token": token, "lease": lease_seconds}).all()
+    _hold(session, [row.channel_id for row in leased], lease_seconds)
+    return [_claimed(row) for row in session.execute(_LEASED, {"token": token})]
+
+
+def record(
+    session: orm.Session, claimed: Claimed, token: uuid.UUID, outcome: notify.Outcome, status: int | None
+) -> bool:
+    """Note what became of a try. False, and nothing changed, when the lease was lost to another sender meanwhile."""
+    held = (
+        models.Delivery.id == claimed.id,
+        models.Delivery.lease_token == token,
+        models.Delivery.state == "pending",
+    )
+    delivery = session.scalar(sa.select(models.Delivery).where(*held).with_for_update())
+    if delivery is None:
+        return False
+    channel = session.get_one(models.Channel, claimed.channel_id, with_for_update=True)
+    now = session.scalars(sa.select(sa.func.clock_timestamp())).one()
+    delivery.attempts += 1
+    delivery.lease_token = delivery.lease_until = None
+    delivery.last_status = status
+    channel.next_send_at = now + dt.timedelta(seconds=_pause(claimed.kind, outcome))
+    if isinstance(outcome, notify.Delivered):
+        delivery.state, delivery.delivered_at, delivery.last_error = "delivered", now, None
+        channel.last_ok_at = now
+    else:
+        _failed(session, channel, delivery, claimed, outcome, now)
+    session.flush()
+    return True
+
+
+def recent(session: orm.Session, project_id: uuid.UUID, limit: int = 50) -> list[sa.Row[tuple[models.Delivery, str]]]:
+    """The newest messages with the names of their channels."""
+    statement = (
+        sa.select(models.Delivery, models.Channel.name)
+        .join(models.Channel, models.Channel.id == models.Delivery.channel_id)
+        .where(models.Delivery.project_id == project_id)
+        .order_by(models.Delivery.id.desc())
+        .limit(limit)
+    )
+    return list(session.execute(statement))
+
+
+def get(session: orm.Session, project_id: uuid.UUID, delivery_id: uuid.UUID) -> models.Delivery:
+    """As it is now. Raises NotFound for another project's too."""
+    found = session.get(models.Delivery, delivery_id, populate_existing=True)
+    if found is None or found.project_id != project_id:
+        raise errors.NotFound("There is no such message in this project.")
+    return found
+
+
+def notice_of(stored: Mapping[str, Any]) -> Notice:
+    """What a newer version wrote beside the known fields is left out, so that old and new workers run together."""
+    known = {field.name: stored[field.name] for field in fields(Notice) if field.name in stored}
+    worst = tuple((str(name), str(value), float(rate), int(n)) for name, value, rate, n in known.pop("worst", ()))
+    changes = tuple(known.pop("changes", ()))
+    return Notice(**known, worst=worst, changes=changes)
+
+
+def _claimed(row: sa.Row[Any]) -> Claimed:
+    return Claimed(
+        id=row.id,
+        channel_id=row.channel_id,
+        project_id=row.project_id,
+        kind=row.kind,
+        notice=notice_of(row.notice),
+        is_first=row.is_first,
+        sealed_config=bytes(row.sealed_config),
+        is_current=bytes(row.sealed_config) == bytes(row.current),
+    )
+
+
+def _hold(session: orm.Session, channel_ids: list[uuid.UUID], seconds: float) -> None:
+    until = sa.func.now() + dt.timedelta(seconds=seconds)
+    session.execute(sa.update(models.Channel).where(models.Channel.id.in_(channel_ids)).values(next_send_at=until))
+
+
+def _pause(kind: str, outcome: notify.Outcome) -> float:
+    """Until the channel's next message: its rate limit, or what the service asked for on behalf of all of them."""
+    gap = notify.KINDS[kind].gap
+    if isinstance(outcome, notify.Retry) and outcome.holds and outcome.after is not None:
+        return max(gap, min(outcome.after, 3600))
+    return gap
+
+
+def _failed(
+    session: orm.Session,
+    channel: models.Channel,
+    delivery: models.Delivery,
+    claimed: Claimed,
+    outcome: notify.Retry | notify.Plainer | notify.Dead,
+    now: dt.datetime,
+) -> None:
+    reason = storable(outcome.reason)
+    delivery.last_error = channel.last_error = reason
+    channel.last_error_at = now
+    after = _next_try(delivery, claimed.kind, outcome)
+    if after is None:
+        delivery.state = "dead"
+    else:
+        delivery.next_at = now + dt.timedelta(seconds=after)
+    if isinstance(outcome, notify.Dead) and outcome.disables and claimed.is_current and channel.disabled_at is None:
+        channel.disabled_at, channel.disabled_reason = now, reason
+        access.audit(session, ACTOR, "channel.disable", f"channel:{channel.id}", channel.project_id, reason=reason)
+
+
+def _next_try(
+    delivery: models.Delivery, kind: str, outcome: notify.Retry | notify.Plainer | notify.Dead
+) -> float | None:
+    """Seconds, or None for dead. A test is tried once: a person is waiting for its answer."""
+    if delivery.kind == "test" or not isinstance(outcome, notify.Retry):
+        return None
+    spread = random.uniform(-1, 1)
+    return notify.delay(notify.KINDS[kind].schedule, delivery.attempts, outcome.after, spread)
+
+
+def storable(text: str) -> str:
+    """Short, and without the characters that Postgres or a page could not hold."""
+    return "".join(c if c.isprintable() else " " for c in text)[:MAX_ERROR]

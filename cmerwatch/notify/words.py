@@ -1,0 +1,80 @@
+"""What a notice says in words; every kind of channel lays out the same sentences. Plain text, untrusted throughout."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+from cmerwatch.notify.kind import Message
+from cmerwatch.shapes import Notice
+
+_STATUS = {"firing": "Firing", "repeat": "Still firing", "resolved": "Resolved", "test": "Test"}
+
+
+def headline(message: Message) -> str:
+    notice = message.notice
+    return f"{status(message)}: {notice.rule} ({subject(notice)})"
+
+
+def status(message: Message) -> str:
+    """An alert that was never told of is told of with its end."""
+    if message.notice.status == "resolved" and message.is_first:
+        return "Fired and resolved"
+    return _STATUS.get(message.notice.status, message.notice.status)
+
+
+def subject(notice: Notice) -> str:
+    """The slice, or the whole project."""
+    if not notice.slice:
+        return f"project {notice.project}"
+    return ", ".join(f"{name} {value}" for name, value in notice.slice.items())
+
+
+def facts(notice: Notice) -> list[tuple[str, str]]:
+    """Label and value of what is known, the most telling first."""
+    found = [(notice.metric.upper(), rate(notice))]
+    if notice.baseline is not None:
+        found.append(("Usually", percent(notice.baseline)))
+    found.append(("Condition", notice.condition))
+    found.append(("Window", f"{moment(notice.window_start)} to {moment(notice.window_end)} UTC"))
+    if notice.coverage is not None:
+        found.append(("Coverage", percent(notice.coverage)))
+    found.append(("Severity", notice.severity))
+    found.append(("Project", notice.project))
+    if notice.resolved_at:
+        found.append(("Fired", f"{moment(notice.fired_at)} UTC"))
+        found.append(("Resolved", f"{moment(notice.resolved_at)} UTC"))
+    return [(label, value) for label, value in found if value]
+
+
+def remarks(notice: Notice) -> list[str]:
+    """The worst sub-slices, what else changed, and the reason, one line each."""
+    worst = [f"{name} {value}: {percent(share)} of {n:,}" for name, value, share, n in notice.worst]
+    return [*(["Worst: " + "; ".join(worst)] if worst else []), *notice.changes, *filter(None, [notice.reason])]
+
+
+def rate(notice: Notice) -> str:
+    """Never a rate without its n and interval."""
+    if notice.value is None:
+        return f"unknown (n = {notice.n:,})"
+    interval = ""
+    if notice.low is not None and notice.high is not None:
+        interval = f" [{percent(notice.low)}, {percent(notice.high)}]"
+    return f"{percent(notice.value)}{interval}, n = {notice.n:,}"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f}%"
+
+
+def moment(iso: str) -> str:
+    """To the minute; text that is no time stays as it is."""
+    try:
+        return dt.datetime.fromisoformat(iso).astimezone(dt.UTC).strftime("%Y-%m-%d %H:%M")
+    except ValueError:
+        return iso
+
+
+def cut(text: str, limit: int) -> str:
+    """At most `limit` characters, without the control characters that no service shows, an ellipsis where cut."""
+    clean = "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
+    return clean if len(clean) <= limit else clean[: limit - 1] + "…"
