@@ -252,11 +252,17 @@ def create_user(
 
 
 def hash_password(password: str) -> str:
+    require_password_length(password)
+    with _hashing:
+        return _hasher.hash(_bytes(password))
+
+
+def require_password_length(password: str) -> None:
+    """Raises Invalid naming the limits; the password itself is never repeated."""
     if not MIN_PASSWORD <= len(password) <= MAX_PASSWORD:
         raise errors.Invalid(
             f"password has {len(password)} characters; use {MIN_PASSWORD} to {MAX_PASSWORD}", field="password"
         )
-    return _hasher.hash(_bytes(password))
 
 
 def _bytes(text: str) -> bytes:

@@ -6,6 +6,7 @@ import datetime as dt
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import orm
@@ -53,7 +54,7 @@ def member(session: orm.Session, project_id: uuid.UUID, user_id: uuid.UUID) -> M
     return _member(row)
 
 
-def _members(project_id: uuid.UUID) -> sa.Select[tuple[models.User, str, dt.datetime | None]]:
+def _members(project_id: uuid.UUID) -> sa.Select[*tuple[Any, ...]]:
     seen = (
         sa.select(sa.func.max(models.ConsoleSession.last_seen_at))
         .where(models.ConsoleSession.user_id == models.User.id)
@@ -66,7 +67,7 @@ def _members(project_id: uuid.UUID) -> sa.Select[tuple[models.User, str, dt.date
     )
 
 
-def _member(row: sa.Row[tuple[models.User, str, dt.datetime | None]]) -> Member:
+def _member(row: sa.Row[*tuple[Any, ...]]) -> Member:
     user, role, seen = row
     has_password = user.password_hash is not None
     return Member(user.id, user.login, user.name, role, has_password, user.disabled_at, user.created_at, seen)

@@ -3,10 +3,25 @@
 import fastapi
 from fastapi import Depends
 
-from cmerwatch_web.console import assets, auth, events, ledger, overview, pages, throttle
+from cmerwatch_web.console import (
+    account,
+    assets,
+    audit,
+    auth,
+    events,
+    keys,
+    ledger,
+    overview,
+    pages,
+    review,
+    review_lists,
+    settings,
+    throttle,
+    users,
+)
 
 router = fastapi.APIRouter(include_in_schema=False, dependencies=[Depends(pages.refuse_foreign_forms)])
-for part in (assets, auth, overview, events, ledger):
+for part in (assets, auth, overview, events, review_lists, review, ledger, settings, account, keys, users, audit):
     router.include_router(part.router)
 
 

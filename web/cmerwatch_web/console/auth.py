@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
+from collections.abc import Callable
 from typing import Annotated
 
 import fastapi
@@ -13,9 +15,9 @@ from sqlalchemy import orm
 from starlette.requests import Request
 from starlette.responses import Response
 
-from cmerwatch import access, errors, models
+from cmerwatch import access, errors, models, people
 from cmerwatch_web import deps
-from cmerwatch_web.console import pages, throttle
+from cmerwatch_web.console import pages, review_form, throttle
 
 log = logging.getLogger(__name__)
 
@@ -35,23 +37,58 @@ def cookie_name(request: Request) -> str:
     return "__Host-cmw" if is_https(request) else "cmw"
 
 
+def project_cookie_name(request: Request) -> str:
+    return f"{cookie_name(request)}-project"
+
+
 def signed_in(request: Request, session: Session) -> access.Principal:
     """Who is looking; raises SignInNeeded, or Forbidden for a role that may not read."""
     try:
-        principal = access.principal_of_cookie(session, request.cookies.get(cookie_name(request)))
+        principal = _principal(request, session)
     except errors.Unauthenticated:
         query = f"?{request.url.query}" if request.url.query else ""
         raise pages.SignInNeeded((request.url.path + query) if request.method == "GET" else "/") from None
     access.authorize(principal, "read")
+    request.state.session = session  # for what every page shows beside its own, such as the number waiting for review
+    request.state.projects = people.projects_of(session, principal.user_id)  # for the switcher of every page
     return principal
+
+
+def _principal(request: Request, session: orm.Session) -> access.Principal:
+    """In the project switched to, or the first one: a choice of a project one has left must not lock one out."""
+    cookie, chosen = request.cookies.get(cookie_name(request)), request.cookies.get(project_cookie_name(request))
+    if chosen:
+        with contextlib.suppress(errors.Unauthenticated):
+            return access.principal_of_cookie(session, cookie, pages.storable(chosen))
+    return access.principal_of_cookie(session, cookie)
 
 
 Viewer = Annotated[access.Principal, Depends(signed_in)]
 
 
+def allowed(action: str) -> Callable[[access.Principal], access.Principal]:
+    """A dependency: the viewer, where their role allows the action. Raises Forbidden."""
+
+    def viewer(viewer: Viewer) -> access.Principal:
+        access.authorize(viewer, action)
+        return viewer
+
+    return viewer
+
+
+Admin = Annotated[access.Principal, Depends(allowed("admin"))]
+
+
 @router.get("/sign-in")
 def show_form(request: Request, next: str = "/") -> Response:
-    return pages.render(request, "sign_in.html", next=pages.local_path(next), problem=None, login="")
+    return _form(request, pages.local_path(next))
+
+
+def _form(
+    request: Request, next: str, status: int = 200, problem: str | None = None, login: str = "", kept: str = ""
+) -> Response:
+    """`kept`: what a form held when its session had ended; it goes along until somebody is signed in."""
+    return pages.render(request, "sign_in.html", status, next=next, problem=problem, login=login, kept=kept)
 
 
 @router.post("/sign-in")
@@ -61,37 +98,66 @@ def sign_in(
     login: Annotated[str, Form(max_length=200)] = "",
     password: Annotated[str, Form(max_length=1000)] = "",
     next: Annotated[str, Form()] = "/",
+    kept: Annotated[str, Form()] = "",
 ) -> Response:
     next = pages.local_path(next)
     tries: throttle.Throttle = request.app.state.tries
     address = request.client.host if request.client else ""
     if wait := math.ceil(tries.begin(login, address)):
         problem = f"Too many tries. Wait {wait} seconds before the next, or sign in with a one-time link."
-        response = pages.render(request, "sign_in.html", 429, next=next, problem=problem, login=login)
+        response = _form(request, next, 429, problem, login, kept)
         response.headers["Retry-After"] = str(wait)
         return response
     try:
         user = access.verify_password(session, login, password)
     except errors.Unauthenticated as error:
         log.warning("a sign-in from %s was refused", address)  # not the login, where people type passwords too
-        return pages.render(request, "sign_in.html", 401, next=next, problem=error.message, login=login)
+        return _form(request, next, 401, error.message, login, kept)
     tries.succeed(login, address)
-    return _let_in(request, session, user, "password", next)
+    return _let_in(request, session, user, "password", next, kept)
 
 
 @router.get("/sign-in/{token}")
 def show_link(request: Request, token: str) -> Response:
     """Only a button: mail and chat scanners open every link they see, and a GET that signs in would use it up."""
-    return pages.render(request, "sign_in_link.html", problem=None)
+    return _link_page(request)
+
+
+def _link_page(request: Request, status: int = 200, problem: str | None = None, mend: str | None = None) -> Response:
+    """`problem`: the link is of no use; `mend`: the password is, and the link still waits."""
+    limits = (access.MIN_PASSWORD, access.MAX_PASSWORD)
+    return pages.render(request, "sign_in_link.html", status, problem=problem, mend=mend, limits=limits)
 
 
 @router.post("/sign-in/{token}")
-def use_link(request: Request, session: Session, token: str) -> Response:
+def use_link(
+    request: Request, session: Session, token: str, password: Annotated[str, Form(max_length=1000)] = ""
+) -> Response:
+    """Signs in once, and sets a password where one was typed: checked first, so that a bad one costs no link."""
     try:
+        if password:
+            access.require_password_length(password)
         user = access.use_sign_in_link(session, token)
     except errors.Unauthenticated as error:
-        return pages.render(request, "sign_in_link.html", 401, problem=error.message)
+        return _link_page(request, 401, problem=error.message)
+    except errors.Invalid as error:
+        return _link_page(request, 422, mend=error.message)
+    if password:
+        people.set_password(session, user.id, password)
+        access.audit(session, f"user:{user.login}", "user.password", user.login)
     return _let_in(request, session, user, "link", "/")
+
+
+@router.post("/project")
+def switch_project(
+    request: Request, session: Session, viewer: Viewer, slug: Annotated[str, Form(max_length=200)] = ""
+) -> Response:
+    """Which of their projects this browser looks at; always to the front page, for no object is in both."""
+    if slug not in {project.slug for project in people.projects_of(session, viewer.user_id)}:
+        raise errors.NotFound("There is no such project among yours.")
+    response = RedirectResponse("/", 303)
+    _set(request, response, project_cookie_name(request), slug)
+    return response
 
 
 @router.post("/sign-out")
@@ -100,22 +166,34 @@ def sign_out(request: Request, session: Session) -> Response:
     if cookie:
         access.close_console_session(session, cookie)
     response = RedirectResponse("/sign-in", 303)
-    _set_cookie(request, response, "", max_age=0)
+    set_cookie(request, response, "", max_age=0)
+    _set(request, response, project_cookie_name(request), "", max_age=0)
     return response
 
 
-def _let_in(request: Request, session: orm.Session, user: models.User, method: str, next: str) -> Response:
+def _let_in(
+    request: Request, session: orm.Session, user: models.User, method: str, next: str, kept: str = ""
+) -> Response:
     """A new session each time, and the browser's old one ends: a cookie from before the sign-in is worth nothing."""
     old = request.cookies.get(cookie_name(request))
     if old:
         access.close_console_session(session, old)
     access.audit(session, f"user:{user.login}", "sign_in", "console", method=method)
-    response = RedirectResponse(next, 303)
-    _set_cookie(request, response, access.open_console_session(session, user.id))
+    response = _go_on(request, next, kept)
+    set_cookie(request, response, access.open_console_session(session, user.id))
     return response
 
 
-def _set_cookie(request: Request, response: Response, value: str, max_age: int | None = None) -> None:
-    response.set_cookie(
-        cookie_name(request), value, max_age=max_age, path="/", secure=is_https(request), httponly=True, samesite="lax"
-    )
+def _go_on(request: Request, next: str, kept: str) -> Response:
+    """To where one was going; with a form that was kept, to a page that carries it there."""
+    if not (kept and review_form.is_item(next)):
+        return RedirectResponse(next, 303)
+    return pages.render(request, "review_kept.html", path=next, kept=kept, draft=review_form.draft(kept))
+
+
+def set_cookie(request: Request, response: Response, value: str, max_age: int | None = None) -> None:
+    _set(request, response, cookie_name(request), value, max_age)
+
+
+def _set(request: Request, response: Response, name: str, value: str, max_age: int | None = None) -> None:
+    response.set_cookie(name, value, max_age=max_age, path="/", secure=is_https(request), httponly=True, samesite="lax")

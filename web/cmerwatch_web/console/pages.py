@@ -20,7 +20,7 @@ from starlette.templating import Jinja2Templates
 from cmerwatch import errors
 from cmerwatch_web import charts
 from cmerwatch_web import errors as web_errors
-from cmerwatch_web.console import assets, text, views, words
+from cmerwatch_web.console import assets, review_form, review_queue, text, views, words
 
 # Starlette switches autoescape on for .html; StrictUndefined turns a misspelt name into an error instead of a blank.
 templates = Jinja2Templates(
@@ -91,6 +91,11 @@ def local_path(path: str | None) -> str:
     return path if is_local and "\\" not in path and path.isprintable() else "/"
 
 
+def storable(text: str) -> str:
+    """As Postgres can compare it: neither NUL nor halves of surrogate pairs."""
+    return text.encode("utf-8", "replace").decode().replace("\0", "?")
+
+
 def refuse_foreign_forms(request: Request) -> None:
     """Cross-site request forgery: a browser says where an unsafe request comes from, and it must be from here.
 
@@ -114,6 +119,8 @@ def refuse_foreign_forms(request: Request) -> None:
 
 async def _to_sign_in(request: Request, error: Exception) -> Response:
     assert isinstance(error, SignInNeeded)
+    if kept := await review_form.keep(request):
+        return render(request, "sign_in.html", 401, next=kept.path, problem=None, login="", kept=kept.fields)
     query = "" if error.path == "/" else "?" + urlencode({"next": error.path})
     return RedirectResponse(f"/sign-in{query}", 303)
 
@@ -137,6 +144,7 @@ def _age(value: dt.datetime) -> str:
 
 
 templates.env.globals.update(
+    review_waiting=review_queue.waiting,
     asset=assets.url, names=views.NAMES, windows=views.WINDOWS, blind_spots=words.BLIND_SPOTS, few=charts.FEW
 )
 templates.env.filters.update(

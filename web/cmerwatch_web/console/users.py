@@ -1,0 +1,176 @@
+"""The people of a project: who they are, their roles, and a way in for who has none."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from typing import Annotated
+
+import fastapi
+from fastapi import Form
+from sqlalchemy import orm
+from starlette.requests import Request
+from starlette.responses import Response
+
+from cmerwatch import access, errors, people
+from cmerwatch_web.console import auth, pages, settings
+from cmerwatch_web.console.settings import Problem
+
+router = fastapi.APIRouter(route_class=pages.Page)
+
+PATH = "/settings/people"
+ROLES = {
+    "viewer": "looks at everything, changes nothing",
+    "reviewer": "works the review queue",
+    "lead": "also settles disputed reviews, changes policies, silences alerts",
+    "engineer": "works the queue, policies, alerts, channels and the quarantine",
+    "admin": "everything, people and keys too",
+}
+DONE = {
+    "role": "The role is changed, from their next page on.",
+    "disabled": "The account is disabled: every session, link and key of theirs ended.",
+    "enabled": "The account works again; keys that act as them too. They sign in anew.",
+    "removed": "They are out of this project. What they did stays in the log under their name.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the form asked for, to show it again when it is refused."""
+
+    login: str = ""
+    name: str = ""
+    role: str = "reviewer"
+
+
+@dataclass(frozen=True, slots=True)
+class Invited:
+    login: str
+    link: str
+
+
+@router.get(PATH)
+def show_people(request: Request, session: auth.Session, viewer: auth.Admin) -> Response:
+    return _page(request, session, viewer)
+
+
+def _page(
+    request: Request,
+    session: orm.Session,
+    viewer: access.Principal,
+    wish: Wish | None = None,
+    problem: Problem | None = None,
+    invited: Invited | None = None,
+    joined: str | None = None,
+) -> Response:
+    return pages.render(
+        request,
+        "settings_people.html",
+        problem.status if problem else 201 if invited or joined else 200,
+        viewer=viewer,
+        members=people.members(session, viewer.project_id),
+        roles=ROLES,
+        wish=wish or Wish(),
+        problem=problem,
+        invited=invited,
+        joined=joined,
+        done=settings.done(request, DONE),
+    )
+
+
+@router.post(PATH)
+def add_person(
+    request: Request,
+    session: auth.Session,
+    viewer: auth.Admin,
+    login: Annotated[str, Form(max_length=1000)] = "",
+    name: Annotated[str, Form(max_length=1000)] = "",
+    role: Annotated[str, Form(max_length=20)] = "",
+) -> Response:
+    """Answers with the new person's one-time link. Somebody of another project joins, and has a way in already."""
+    with settings.attempt(session) as problem:
+        user, is_new = people.add(session, viewer.project_id, login.strip(), name.strip() or login, role)
+    if problem:
+        return _page(request, session, viewer, Wish(login, name, role), problem)
+    access.audit(
+        session, viewer.actor, "user.create" if is_new else "user.join", user.login, viewer.project_id, role=role
+    )
+    if not is_new:
+        return _page(request, session, viewer, joined=user.login)
+    return _page(request, session, viewer, invited=_invite(request, session, user.id, user.login))
+
+
+@router.post(PATH + "/{user_id}/link")
+def make_link(request: Request, session: auth.Session, viewer: auth.Admin, user_id: uuid.UUID) -> Response:
+    """A way in for who lost their password."""
+    person = _theirs(session, viewer, user_id)
+    if person.disabled_at is not None:
+        raise errors.Conflict("This account is disabled; enable it first.")
+    access.audit(session, viewer.actor, "user.link", person.login, viewer.project_id)
+    return _page(request, session, viewer, invited=_invite(request, session, person.id, person.login))
+
+
+def _invite(request: Request, session: orm.Session, user_id: uuid.UUID, login: str) -> Invited:
+    url = request.app.state.settings.public_url.rstrip("/")
+    return Invited(login, f"{url}/sign-in/{access.create_sign_in_link(session, user_id)}")
+
+
+@router.post(PATH + "/{user_id}/role")
+def change_role(
+    request: Request,
+    session: auth.Session,
+    viewer: auth.Admin,
+    user_id: uuid.UUID,
+    role: Annotated[str, Form(max_length=20)] = "",
+) -> Response:
+    person = people.member(session, viewer.project_id, user_id)
+    with settings.attempt(session) as problem:
+        people.change_role(session, viewer.project_id, user_id, role)
+    if problem:
+        return _page(request, session, viewer, problem=problem)
+    access.audit(session, viewer.actor, "user.role", person.login, viewer.project_id, role=role, before=person.role)
+    return settings.back(PATH, "role")
+
+
+@router.post(PATH + "/{user_id}/disable")
+def disable(request: Request, session: auth.Session, viewer: auth.Admin, user_id: uuid.UUID) -> Response:
+    person = _theirs(session, viewer, user_id)
+    with settings.attempt(session) as problem:
+        _not_oneself(viewer, user_id)
+        people.disable(session, user_id)
+    if problem:
+        return _page(request, session, viewer, problem=problem)
+    access.audit(session, viewer.actor, "user.disable", person.login, viewer.project_id)
+    return settings.back(PATH, "disabled")
+
+
+@router.post(PATH + "/{user_id}/enable")
+def enable(session: auth.Session, viewer: auth.Admin, user_id: uuid.UUID) -> Response:
+    person = _theirs(session, viewer, user_id)
+    people.enable(session, user_id)
+    access.audit(session, viewer.actor, "user.enable", person.login, viewer.project_id)
+    return settings.back(PATH, "enabled")
+
+
+@router.post(PATH + "/{user_id}/remove")
+def remove(request: Request, session: auth.Session, viewer: auth.Admin, user_id: uuid.UUID) -> Response:
+    person = people.member(session, viewer.project_id, user_id)
+    with settings.attempt(session) as problem:
+        _not_oneself(viewer, user_id)
+        people.remove(session, viewer.project_id, user_id)
+    if problem:
+        return _page(request, session, viewer, problem=problem)
+    access.audit(session, viewer.actor, "user.remove", person.login, viewer.project_id)
+    return settings.back(PATH, "removed")
+
+
+def _theirs(session: orm.Session, viewer: access.Principal, user_id: uuid.UUID) -> people.Member:
+    """Somebody of this project (else NotFound) whose whole account this admin may decide about (else Forbidden)."""
+    person = people.member(session, viewer.project_id, user_id)
+    people.require_power_over(session, viewer.user_id, user_id)
+    return person
+
+
+def _not_oneself(viewer: access.Principal, user_id: uuid.UUID) -> None:
+    if viewer.user_id == user_id:
+        raise errors.Conflict("That is you. Ask another admin, so that nobody locks themselves out by mistake.")
