@@ -21,7 +21,7 @@ CHUNK = 64  # events per transaction: few enough that the worker begins at once
 
 
 def ensure_project(session: orm.Session) -> models.Project:
-    return projects.ensure(session, PROJECT, "Demo", login=PROJECT)
+    return projects.ensure(session, PROJECT, "Demo", login=PROJECT, watched=False)
 
 
 def seed(engine: sa.Engine, store: blobs.BlobStore, progress: Callable[[int, int], None]) -> int:

@@ -9,26 +9,32 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy import orm
 
-from cmerwatch import access, errors, models, policies
+from cmerwatch import access, alert_rules, errors, models, policies
 
 KEY_SCOPES = ("ingest", "read")
 
 
-def ensure(session: orm.Session, slug: str, name: str, login: str) -> models.Project:
-    """The project, made with its default policy and an admin on the first start."""
+def ensure(session: orm.Session, slug: str, name: str, login: str, *, watched: bool = True) -> models.Project:
+    """The project, made with its default policy, its alert rules (unless not yet `watched`) and an admin on the first
+    start."""
     try:
         return access.project_of_slug(session, slug)
     except errors.NotFound:
-        project = create(session, slug, name)
+        project = create(session, slug, name, watched=watched)
         access.create_user(session, project.id, login, name, "admin")
         session.refresh(project)
         return project
 
 
-def create(session: orm.Session, slug: str, name: str) -> models.Project:
-    """A project with its default policy. Raises Conflict when the slug is taken."""
+def create(session: orm.Session, slug: str, name: str, *, watched: bool = True) -> models.Project:
+    """A project with its default policy and, unless it is not `watched` yet, the default alert rules.
+
+    Raises Conflict when the slug is taken.
+    """
     project = access.create_project(session, slug, name)
     policies.ensure_default(session, project.id)
+    if watched:
+        alert_rules.ensure_default(session, project.id)
     return project
 
 

@@ -21,7 +21,7 @@ from celery.exceptions import SecurityWarning
 from cmerwatch import blobs, db, errors, migrate, queue
 from cmerwatch import settings as settings_module
 from cmerwatch.settings import Settings
-from cmerwatch_worker import checkers, clock, dispatch, tasks, watchdog
+from cmerwatch_worker import alerting, checkers, clock, dispatch, tasks, watchdog
 from cmerwatch_worker.checkers.base import Checker
 from cmerwatch_worker.runtime import Runtime, open_pool
 from cmerwatch_worker.tasks import Checking
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 DATABASE_SECONDS = 60.0  # a database that starts beside us may take this long
 RESTART_SECONDS = 1.0
-CONNECTIONS = 6  # drain, prepare, leases, poll, calibrate, dispatch
+CONNECTIONS = 7  # drain, prepare, leases, poll, calibrate, dispatch, alerts
 CALIBRATE_SECONDS = 5.0  # between looks for a reference that can be frozen, and at what still waits for one
 # A batch makes tens of thousands of objects that die by counting; looking for cycles among them every 700 took a
 # fourteenth of the time without a model (bench/pipeline.py).
@@ -96,6 +96,7 @@ def running(settings: Settings, checker: Checker, engine: sa.Engine) -> Iterator
             target=watchdog.watch, args=(progress, settings.watchdog_seconds, stopping), name="watchdog", daemon=True
         ),
         threading.Thread(target=clock.run, args=(engine, stopping), name="clock", daemon=True),
+        threading.Thread(target=alerting.run, args=(stopping,), name="alerts", daemon=True),
     ]
     for thread in threads:
         thread.start()

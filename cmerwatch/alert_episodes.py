@@ -1,0 +1,233 @@
+"""Episodes and their messages: opened and closed with the transition, told to the channels in the same transaction."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import json
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from cmerwatch import alert_notices, alert_rules, ids, models, silences
+
+OWED = "resolved_untold"  # in an ended episode's evidence: what its end would have said but for a silence
+
+
+def open_one(
+    session: orm.Session, rule: models.AlertRule, slice_key: str, of: dict[str, str], at: dt.datetime, evidence: Any
+) -> models.Alert:
+    """A new episode, as its rule is now. The unique index on open ones refuses a second for the same slice."""
+    alert = models.Alert(
+        id=ids.uuid7(),
+        project_id=rule.project_id,
+        rule_id=rule.id,
+        rule_name=rule.name,
+        rule_version=rule.version,
+        severity=rule.severity,
+        slice_key=slice_key,
+        slice=of,
+        fired_at=at,
+        resolved_at=None,
+        last_told_at=None,
+        evidence=evidence,
+    )
+    session.add(alert)
+    session.flush()
+    return alert
+
+
+def tell(
+    session: orm.Session,
+    alert: models.Alert,
+    rule: models.AlertRule,
+    now: dt.datetime,
+    evidence: dict[str, Any],
+    quiet: Sequence[models.Silence],
+    transition: models.AlertTransition | None = None,
+) -> int:
+    """Write the message that it fires to every channel of the rule; returns to how many.
+
+    Nothing while a silence covers it, which the transition notes; `last_told_at` then stays as it was, so that the
+    end of the silence finds it due. A channel that has not heard of this episode gets `firing`, the others `repeat`.
+    """
+    silence = silences.covering(quiet, alert.rule_id, alert.slice)
+    if silence is not None:
+        if transition is not None:
+            transition.evidence = transition.evidence | {"silenced_by": silence.created_by}
+        return 0
+    heard = _channels_that_heard(session, alert)
+    told = 0
+    for channel in channels(session, rule):
+        kind = "repeat" if channel.id in heard else "firing"
+        _write(session, alert, rule, channel.id, kind, evidence, transition)
+        told += 1
+    if told:
+        alert.last_told_at = now
+    return told
+
+
+def close(
+    session: orm.Session,
+    alert: models.Alert,
+    rule: models.AlertRule,
+    at: dt.datetime,
+    evidence: dict[str, Any],
+    quiet: Sequence[models.Silence],
+    transition: models.AlertTransition | None = None,
+) -> int:
+    """End the episode and tell those, and only those, who were told that it fires; returns how many.
+
+    A silence puts that off to its own end: an incident that was opened elsewhere must not stay open for ever.
+    """
+    alert.resolved_at = max(at, alert.fired_at)
+    heard = _channels_that_heard(session, alert)
+    silence = silences.covering(quiet, alert.rule_id, alert.slice)
+    if silence is not None:
+        if transition is not None:
+            transition.evidence = transition.evidence | {"silenced_by": silence.created_by}
+        if heard:
+            alert.evidence = alert.evidence | {OWED: evidence}
+        return 0
+    for channel_id in sorted(heard):
+        _write(session, alert, rule, channel_id, "resolved", evidence, transition)
+    return len(heard)
+
+
+def tell_owed(session: orm.Session, project_id: uuid.UUID, quiet: Sequence[models.Silence]) -> int:
+    """The ends of episodes that a silence kept back, once it is over; returns how many messages."""
+    ended = session.scalars(
+        sa.select(models.Alert).where(
+            models.Alert.project_id == project_id,
+            models.Alert.resolved_at.is_not(None),
+            models.Alert.evidence.has_key(OWED),
+        )
+    ).all()
+    told, rules = 0, rules_of(session, ended)
+    for alert in ended:
+        if silences.covering(quiet, alert.rule_id, alert.slice) is None:
+            evidence = alert.evidence[OWED]
+            alert.evidence = {name: value for name, value in alert.evidence.items() if name != OWED}
+            for channel_id in sorted(_channels_that_heard(session, alert)):
+                _write(session, alert, rules[alert.rule_id], channel_id, "resolved", evidence, None)
+                told += 1
+    return told
+
+
+def channels(session: orm.Session, rule: models.AlertRule) -> list[models.Channel]:
+    """The live channels of a rule, those whose least severity it reaches."""
+    statement = sa.select(models.Channel).where(
+        models.Channel.project_id == rule.project_id,
+        models.Channel.deleted_at.is_(None),
+        models.Channel.disabled_at.is_(None),
+    )
+    if rule.channel_ids:
+        statement = statement.where(models.Channel.id.in_(rule.channel_ids))
+    rank = alert_rules.SEVERITIES.index
+    found = session.scalars(statement.order_by(models.Channel.id))
+    return [channel for channel in found if rank(rule.severity) >= rank(channel.min_severity)]
+
+
+def _channels_that_heard(session: orm.Session, alert: models.Alert) -> set[uuid.UUID]:
+    """Those with a message that it fires, sent or still to be sent; a dead one told nobody."""
+    statement = (
+        sa.select(models.Delivery.channel_id)
+        .join(models.Channel, models.Channel.id == models.Delivery.channel_id)
+        .where(
+            models.Delivery.alert_id == alert.id,
+            models.Delivery.kind.in_(("firing", "repeat")),
+            models.Delivery.state != "dead",
+            models.Channel.deleted_at.is_(None),
+        )
+    )
+    return set(session.scalars(statement))
+
+
+def _write(
+    session: orm.Session,
+    alert: models.Alert,
+    rule: models.AlertRule,
+    channel_id: uuid.UUID,
+    kind: str,
+    evidence: dict[str, Any],
+    transition: models.AlertTransition | None,
+) -> None:
+    project = session.get_one(models.Project, alert.project_id)
+    notice = alert_notices.make(alert, rule, project.slug, kind, evidence)
+    session.add(
+        models.Delivery(
+            id=ids.uuid7(),
+            project_id=alert.project_id,
+            channel_id=channel_id,
+            alert_id=alert.id,
+            transition_id=transition.id if transition else None,
+            kind=kind,
+            notice=dataclasses.asdict(notice),
+        )
+    )
+    session.flush()
+
+
+def note(
+    session: orm.Session,
+    state: models.AlertState,
+    from_state: str,
+    to_state: str,
+    bucket: dt.datetime,
+    alert: models.Alert | None,
+    evidence: dict[str, Any],
+    reason: str,
+) -> models.AlertTransition:
+    """One line of history."""
+    transition = models.AlertTransition(
+        id=ids.uuid7(),
+        project_id=state.project_id,
+        rule_id=state.rule_id,
+        slice_key=state.slice_key,
+        slice=state.slice,
+        alert_id=alert.id if alert else None,
+        from_state=from_state,
+        to_state=to_state,
+        bucket=bucket,
+        evidence=evidence,
+        reason=reason,
+    )
+    session.add(transition)
+    session.flush()
+    return transition
+
+
+def still_open(session: orm.Session, project_id: uuid.UUID) -> list[models.Alert]:
+    return list(
+        session.scalars(
+            sa.select(models.Alert)
+            .where(models.Alert.project_id == project_id, models.Alert.resolved_at.is_(None))
+            .order_by(models.Alert.id)
+        )
+    )
+
+
+def rules_of(session: orm.Session, alerts: Iterable[models.Alert]) -> dict[uuid.UUID, models.AlertRule]:
+    wanted = {alert.rule_id for alert in alerts}
+    rules = session.scalars(sa.select(models.AlertRule).where(models.AlertRule.id.in_(wanted)))
+    return {rule.id: rule for rule in rules}
+
+
+def db_now(session: orm.Session) -> dt.datetime:
+    """The one clock that every process shares."""
+    now: dt.datetime = session.execute(sa.select(sa.func.clock_timestamp())).scalar_one()
+    return now
+
+
+def slice_key(of: Mapping[str, str]) -> str:
+    """The identity of a slice within its rule: canonical JSON."""
+    return json.dumps(dict(of), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def states(session: orm.Session, rule: models.AlertRule) -> Sequence[models.AlertState]:
+    """Read past the session's memory: they are written by a statement of their own."""
+    statement = sa.select(models.AlertState).where(models.AlertState.rule_id == rule.id)
+    return session.scalars(statement.execution_options(populate_existing=True)).all()

@@ -1,0 +1,176 @@
+"""From counts to a verdict: where the line of a rule lies for a slice, and on which side of it the interval is. Pure
+but for reading usual hours where a slice has fallen silent."""
+
+from __future__ import annotations
+
+import datetime as dt
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cmerwatch import intervals, models
+from cmerwatch.alert_numbers import Counts
+from cmerwatch.alert_rules import percent
+from cmerwatch.alert_states import Verdict
+
+# A baseline of 0 would make any flag an alert, and half a percent is within what 200 outputs can show by chance.
+BASELINE_FLOOR = 0.01
+# A slice has a baseline of its own with so many outputs, the first of them a day before the window: a version that is
+# bad from its first hour must be compared with what was usual before it, not with itself.
+BASELINE_MIN_N = 200
+BASELINE_MIN_AGE = dt.timedelta(hours=24)
+# An hour counts as one that usually has outputs when it had so many on most days, and on this day of the week.
+USUAL_OUTPUTS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What the interval's lower bound is compared with. `baseline_of`: slice, project, or "" for a fixed line."""
+
+    at: float
+    baseline: float | None = None
+    baseline_n: int | None = None
+    baseline_of: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """`evidence` is what the state, the transition and the message keep of the numbers; plain JSON values."""
+
+    verdict: Verdict
+    reason: str
+    evidence: dict[str, Any]
+
+
+def judge(rule: models.AlertRule, window: Counts, line: Line | None) -> Judgement:
+    """A threshold or baseline rule. `line` is None where there is nothing to compare with yet."""
+    hits, n = window.rate(rule.metric)
+    evidence = _numbers(window, hits, n) | _line_evidence(line)
+    if not window.accepted:
+        return Judgement("silent", "nothing arrived in the window", evidence)
+    coverage = window.coverage or 0.0
+    if coverage < rule.min_coverage:
+        return Judgement("unseen", _unseen(window, rule.min_coverage), evidence)
+    if n < rule.min_n:
+        return Judgement("few", _few(window, n, rule), evidence)
+    if line is None:
+        return Judgement(
+            "few", f"no baseline yet: it takes {BASELINE_MIN_N} outputs of the seven days before", evidence
+        )
+    low = intervals.wilson(hits, n)[0]
+    if low > line.at:
+        return Judgement("over", "", evidence)
+    if line.at >= 1:
+        return Judgement(
+            "under", "the line lies over 100%, so this rule cannot fire here; give it a threshold", evidence
+        )
+    return Judgement("under", "", evidence)
+
+
+def _numbers(window: Counts, hits: int, n: int) -> dict[str, Any]:
+    low, high = intervals.wilson(hits, n) if n else (None, None)
+    return {
+        "value": hits / n if n else None,
+        "low": low,
+        "high": high,
+        "n": n,
+        "hits": hits,
+        "accepted": window.accepted,
+        "waiting": window.waiting,
+        "quarantined": window.quarantined,
+        "coverage": window.coverage,
+    }
+
+
+def _line_evidence(line: Line | None) -> dict[str, Any]:
+    if line is None:
+        return {"line": None, "baseline": None, "baseline_n": None, "baseline_of": ""}
+    return {
+        "line": line.at,
+        "baseline": line.baseline,
+        "baseline_n": line.baseline_n,
+        "baseline_of": line.baseline_of,
+    }
+
+
+def kept_line(evidence: dict[str, Any]) -> Line | None:
+    """The line an alert fired on: while it fires the line stays, or a lasting fault would become its own baseline."""
+    if evidence.get("line") is None:
+        return None
+    return Line(
+        evidence["line"], evidence.get("baseline"), evidence.get("baseline_n"), evidence.get("baseline_of") or ""
+    )
+
+
+def _unseen(window: Counts, least: float) -> str:
+    missing = [
+        f"{count:,} {word}"
+        for count, word in (
+            (window.waiting, "waiting"),
+            (window.quarantined, "quarantined"),
+            (window.model_error, "failed in the checker"),
+        )
+        if count
+    ]
+    return f"only {percent(window.coverage or 0.0)} was looked at ({', '.join(missing)}); it takes {percent(least)}"
+
+
+def _few(window: Counts, n: int, rule: models.AlertRule) -> str:
+    if window.undecided and window.undecided == window.scored:
+        return f"{window.undecided:,} scored, none decided: the checker is calibrating"
+    what = "with a known confidence" if rule.metric == "cmer" else "decided"
+    return f"{n:,} outputs {what}, it takes {rule.min_n:,}"
+
+
+def line_of(rule: models.AlertRule, own: Counts, project: Counts, window_start: dt.datetime) -> Line | None:
+    """The line for a slice: the fixed threshold, or the multiple of its baseline, whichever is lower.
+
+    `own` and `project` are the seven days before the window, of the slice and of all that the rule looks at.
+    """
+    fixed = Line(rule.threshold) if rule.threshold is not None else None
+    if rule.kind != "baseline" or rule.multiple is None:
+        return fixed
+    hits, n = own.rate(rule.metric)
+    of = "slice"
+    if n < BASELINE_MIN_N or own.first is None or window_start - own.first < BASELINE_MIN_AGE:
+        hits, n = project.rate(rule.metric)
+        of = "project"
+    if n < BASELINE_MIN_N:
+        return fixed
+    baseline = hits / n
+    usual = rule.multiple * max(baseline, BASELINE_FLOOR)
+    return Line(usual if fixed is None else min(usual, fixed.at), baseline, n, of)
+
+
+def judge_no_data(
+    rule: models.AlertRule, window: Counts, usual: Counts, same_hours: Callable[[], Sequence[Counts]]
+) -> Judgement:
+    """A no_data rule: silence at an hour that usually has outputs, or a coverage whose interval lies under the minimum.
+
+    `same_hours` are the same window 1 to 14 days earlier; asked for only when the slice is silent.
+    """
+    evidence = _numbers(window, *window.rate(rule.metric)) | _line_evidence(None)
+    if window.accepted:
+        high = intervals.wilson(window.looked_at, window.accepted)[1]
+        if high < rule.min_coverage:
+            return Judgement("over", _unseen(window, rule.min_coverage), evidence)
+        return Judgement("under", "", evidence)
+    if not usual.accepted:
+        return Judgement("under", "no outputs in the seven days before either", evidence)
+    counts = [hours.accepted for hours in same_hours()]
+    if is_usual_hour(counts):
+        evidence["usual"] = statistics.median(count for count in counts if count)
+        return Judgement("over", f"nothing arrived; usually about {evidence['usual']:.0f} outputs do", evidence)
+    return Judgement("under", "nothing arrived, as often at this hour", evidence)
+
+
+def is_usual_hour(counts: Sequence[int]) -> bool:
+    """Whether outputs are to be expected: `counts` of the same hours 1, 2, ... 14 days ago.
+
+    Most days since the first that had any had them; and a slice older than a week had them a week ago too, so that
+    neither nights nor weekends are silence.
+    """
+    days = max((day for day, count in enumerate(counts, 1) if count), default=0)
+    had = [count >= USUAL_OUTPUTS for count in counts[:days]]
+    return 2 * sum(had) > len(had) and (days < 7 or had[6])
