@@ -190,7 +190,7 @@ def test_weights_that_are_not_here_are_answered_with_the_command_that_gets_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    wanted = "run: python -m cmerwatch_worker.checkers.openclip ViT-B-32-256 datacomp_s34b_b86k"
+    wanted = "run: cmerwatch checker download ViT-B-32-256:datacomp_s34b_b86k"
     with pytest.raises(errors.StartRefused, match=wanted):
         checkers.load("openclip:ViT-B-32-256:datacomp_s34b_b86k")
 

@@ -181,9 +181,9 @@ def _of_claims(rows: Sequence[Row]) -> Auroc | None:
         return None
     sets: dict[bool, tuple[list[float], list[str]]] = {False: ([], []), True: ([], [])}
     for row in [*marked, *_labelled(rows, CORRECT)]:
-        for start, end, cosine, u in row.scored.claims:
+        for start, end, value in row.scored.claims:
             values, groups = sets[_overlaps(row, start, end)]
-            values.append(cosine if u is None else u)
+            values.append(value)
             groups.append(row.scored.group)
     return intervals.auroc(sets[False][0], sets[True][0], sets[False][1], sets[True][1])
 
@@ -196,7 +196,7 @@ def _pointed_at(rows: Sequence[Row]) -> Share | None:
     """Of marked outputs with several claims, wrong and right ones among them: how often the lowest is a wrong one."""
     hits = n = 0
     for row in rows:
-        wrong = [_overlaps(row, start, end) for start, end, *_ in row.scored.claims]
+        wrong = [_overlaps(row, start, end) for start, end, _ in row.scored.claims]
         if row.is_hallucinated and any(wrong) and not all(wrong):
             lowest = min(range(len(wrong)), key=lambda i: row.scored.claims[i][2])
             hits, n = hits + wrong[lowest], n + 1

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -133,7 +134,13 @@ def _text_auroc(name: str, found: Auroc | None) -> str:
     if found is None:
         return f"  {name:32s} not measured: it needs correct and hallucinated outputs that were scored"
     of = f"({found.correct} correct, {found.hallucinated} hallucinated)"
-    return f"  {name:32s} {found.value:.3f} [{found.low:.3f}, {found.high:.3f}]  {of}  {judged(found)}".rstrip()
+    low, high = _outward(found)
+    return f"  {name:32s} {found.value:.3f} [{low:.3f}, {high:.3f}]  {of}  {judged(found)}".rstrip()
+
+
+def _outward(found: Auroc) -> tuple[float, float]:
+    """The interval at three digits, rounded away from its middle: no rounding may make it look surer."""
+    return math.floor(found.low * 1000) / 1000, math.ceil(found.high * 1000) / 1000
 
 
 def _text_decisions(found: Accuracy) -> Iterator[str]:
@@ -238,7 +245,8 @@ def _html_auroc(name: str, found: Auroc | None) -> str:
     if found is None:
         return f'<tr><td>{_e(name)}</td><td colspan="5">not measured: it needs outputs of both kinds</td></tr>'
     remark = f'<td class="remark">{_e(judged(found))}</td>'
-    cells = (f"{found.value:.3f}", f"{found.low:.3f} to {found.high:.3f}", str(found.correct), str(found.hallucinated))
+    low, high = _outward(found)
+    cells = (f"{found.value:.3f}", f"{low:.3f} to {high:.3f}", str(found.correct), str(found.hallucinated))
     return f"<tr><td>{_e(name)}</td>" + "".join(f'<td class="n">{cell}</td>' for cell in cells) + remark + "</tr>"
 
 

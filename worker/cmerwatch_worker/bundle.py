@@ -20,7 +20,11 @@ OPTIONAL = ("reference.json",)
 
 @dataclass(frozen=True)
 class Manifest:
-    """manifest.json. `full_context`: the text tower reads every position, so texts are padded to the whole context."""
+    """manifest.json. `full_context`: the text tower reads every position, so texts are padded to the whole context.
+
+    `precision` of the stored weights. `parity`: the largest difference of a cosine from the same model in torch, as
+    measured when the bundle was made; None where it was not.
+    """
 
     model: str
     weights: str
@@ -34,6 +38,8 @@ class Manifest:
     logit_bias: float | None
     library_version: str
     full_context: bool = False
+    precision: str = "fp16"
+    parity: float | None = None
     files: dict[str, str] = field(default_factory=dict)
     format: int = FORMAT
 
@@ -105,8 +111,30 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     names = [name for name in REQUIRED + OPTIONAL if (folder / name).exists()]
     hashes = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
     complete = Manifest(**{**_fields(manifest), "files": hashes})
-    (folder / "manifest.json").write_text(json.dumps(asdict(complete), indent=1) + "\n")
+    draft = folder / "manifest.json.new"
+    draft.write_text(json.dumps(asdict(complete), indent=1) + "\n")
+    draft.replace(folder / "manifest.json")
     return complete
+
+
+def refuse_occupied(out: Path) -> None:
+    """A bundle is never written over another: workers may be loading it. errors.StartRefused."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise errors.StartRefused(f"{out} is there already and not an empty folder; name a new one with --out")
+
+
+def replace_reference(folder: Path, frozen: Reference) -> Manifest:
+    """Give a verified bundle another reference. Interrupted half-way it is refused, never scored with a mixture."""
+    manifest = load(folder).manifest
+    draft = folder / "reference.json.new"
+    write_json(draft, reference.to_json(frozen))
+    draft.replace(folder / "reference.json")
+    return write_manifest(folder, manifest)
+
+
+def write_json(path: Path, data: object) -> None:
+    """Compact JSON with a final newline."""
+    path.write_text(json.dumps(data, separators=(",", ":"), ensure_ascii=False) + "\n")
 
 
 def _fields(manifest: Manifest) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cmerwatch import errors
-from cmerwatch.shapes import CheckResult
+from cmerwatch.shapes import CheckResult, ClaimScore
 from cmerwatch_worker.checkers.base import Checker
 from cmerwatch_worker.datasets import Labelled
 from cmerwatch_worker.offline import Looked, Looking, Sample
@@ -38,14 +38,15 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """One row's result. `group` names its pictures by content; claims are (start, end, cosine, percentile)."""
+    """One row's result. `group` names its pictures by content; claims are (start, end, number that is low where
+    suspicious): the percentile, or without a reference the cosine, turned round where the output denies the claim."""
 
     line: int
     outcome: str
     similarity: float | None = None
     score: float | None = None
     group: str = ""
-    claims: tuple[tuple[int, int, float, float | None], ...] = ()
+    claims: tuple[tuple[int, int, float], ...] = ()
     reasons: tuple[str, ...] = ()
 
 
@@ -90,9 +91,15 @@ def _scored(row: Labelled, looked: Looked) -> Scored:
     result: CheckResult = looked.result
     return Scored(
         row.line, result.outcome, result.similarity, result.score, group,
-        tuple((claim.start, claim.end, claim.similarity, claim.percentile) for claim in result.claims),
+        tuple((claim.start, claim.end, _low_if_suspicious(claim)) for claim in result.claims),
         tuple(result.reasons),
     )  # fmt: skip
+
+
+def _low_if_suspicious(claim: ClaimScore) -> float:
+    if claim.percentile is not None:
+        return claim.percentile
+    return -claim.similarity if claim.negated else claim.similarity
 
 
 # The sidecar: one line of origin, then one line per scored row, flushed as it comes.
@@ -153,7 +160,7 @@ def _hold_to(of: Origin, held: dict[str, Any], sidecar: Path) -> None:
 
 
 def _read(line: dict[str, Any]) -> Scored:
-    claims = tuple((start, end, cosine, u) for start, end, cosine, u in line["claims"])
+    claims = tuple((start, end, value) for start, end, value in line["claims"])
     return Scored(**{**line, "claims": claims, "reasons": tuple(line["reasons"])})
 
 

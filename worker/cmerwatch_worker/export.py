@@ -1,7 +1,9 @@
-"""From an open_clip model to a checker bundle: two ONNX files with fp16 weights, computed in fp32."""
+"""From an open_clip model to a checker bundle: two ONNX files that are computed in fp32, whatever holds the weights."""
 
-import json
+import contextlib
+import logging
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +11,22 @@ import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime import quantization
 
 from cmerwatch_worker import bundle, reference
 from cmerwatch_worker.bundle import Manifest
 from cmerwatch_worker.checkers import openclip
 from cmerwatch_worker.reference import Reference
 
+PRECISIONS = ("fp32", "fp16", "int8")
 OPSET = 18
 _SMALL = 64  # weights with fewer elements stay fp32: norms and biases gain nothing from fp16
 _HALF_MAX = 65504.0
 
 
 def export(
-    checker: openclip.OpenClip, folder: Path, *, licence: str, licence_text: str, frozen: Reference | None = None
+    checker: openclip.OpenClip, folder: Path, *, licence: str, licence_text: str, frozen: Reference | None = None,
+    precision: str = "fp16",
 ) -> Manifest:  # fmt: skip
     """Write a complete bundle into `folder`; the manifest comes last, so half a bundle never loads."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -29,26 +34,24 @@ def export(
     model = checker.model.cpu()
     side, context = checker.preprocess.size, checker.context_length
     can_cut = openclip.can_cut(model)
-    _write(_Image(model), torch.zeros(2, 3, side, side), {0: "batch"}, folder / "image.onnx")
+    _write(_Image(model), torch.zeros(2, 3, side, side), {0: "batch"}, folder / "image.onnx", precision)
     tokens = torch.ones(2, context if not can_cut else max(2, context // 2), dtype=torch.int64)
-    _write(_Text(model), tokens, {0: "batch", 1: "length"} if can_cut else {0: "batch"}, folder / "text.onnx")
-    write_json(folder / "tokenizer.json", checker.tokenizer.to_json())
+    lengths = {0: "batch", 1: "length"} if can_cut else {0: "batch"}
+    _write(_Text(model), tokens, lengths, folder / "text.onnx", precision)
+    bundle.write_json(folder / "tokenizer.json", checker.tokenizer.to_json())
     (folder / "LICENCE.txt").write_text(licence_text)
     (folder / "reference.json").unlink(missing_ok=True)
     if frozen is not None:
-        write_json(folder / "reference.json", reference.to_json(frozen))
+        bundle.write_json(folder / "reference.json", reference.to_json(frozen))
+    # Weights held otherwise are other weights: their scores have a scale of their own, and so an id of their own.
+    suffix = "-onnx" if precision == "fp16" else f"-onnx-{precision}"
     manifest = Manifest(
         model=checker.name, weights=checker.weights, label=checker.label, is_demo=checker.is_demo, licence=licence,
         preprocess=checker.preprocess, context_length=context, embed_dim=checker.embed_dim,
         logit_scale=checker.logit_scale, logit_bias=checker.logit_bias,
-        library_version=f"{openclip.LIBRARY_VERSION}-onnx", full_context=not can_cut,
+        library_version=openclip.LIBRARY_VERSION + suffix, full_context=not can_cut, precision=precision,
     )  # fmt: skip
     return bundle.write_manifest(folder, manifest)
-
-
-def write_json(path: Path, data: object) -> None:
-    """Compact JSON with a final newline."""
-    path.write_text(json.dumps(data, separators=(",", ":"), ensure_ascii=False) + "\n")
 
 
 class _Image(torch.nn.Module):
@@ -70,19 +73,43 @@ class _Text(torch.nn.Module):
         return openclip.encode_text(self.model, tokens)
 
 
-def _write(module: torch.nn.Module, example: torch.Tensor, dynamic: dict[int, str], path: Path) -> None:
+def _write(module: torch.nn.Module, example: torch.Tensor, dynamic: dict[int, str], path: Path, precision: str) -> None:
     shapes = {axis: torch.export.Dim(name, min=1, max=4096) for axis, name in dynamic.items()}
-    with tempfile.TemporaryDirectory() as scratch, torch.no_grad():
+    with tempfile.TemporaryDirectory() as scratch, torch.no_grad(), _quiet():
         raw = Path(scratch) / "model.onnx"
         torch.onnx.export(
             module.eval(), (example,), raw, dynamo=True, opset_version=OPSET, dynamic_shapes=(shapes,),
             external_data=False, verbose=False,
         )  # fmt: skip
-        model = onnx.load(raw)
+        model = _quantized(raw) if precision == "int8" else onnx.load(raw)
     forget_origin(model)
-    halve(model)
+    if precision != "fp32":
+        halve(model)
     onnx.checker.check_model(model)
     path.write_bytes(model.SerializeToString())
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Exporter and quantizer recommend what does not apply here; errors still come."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _quantized(raw: Path) -> onnx.ModelProto:
+    """Matrices as int8 with a scale per column; what they are multiplied with is quantized as it comes, batch by batch.
+
+    Convolutions and embeddings are left to fp16: without calibration data their activations lose too much.
+    """
+    small = raw.with_name("small.onnx")
+    quantization.quantize_dynamic(
+        raw, small, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, weight_type=quantization.QuantType.QInt8
+    )
+    return onnx.load(small)
 
 
 def forget_origin(model: onnx.ModelProto) -> None:
@@ -97,11 +124,11 @@ def forget_origin(model: onnx.ModelProto) -> None:
 def halve(model: onnx.ModelProto) -> None:
     """Store every large fp32 weight as fp16 with a Cast in front of its use: half the file, the same arithmetic.
 
-    A weight that fp16 cannot hold stays as it is.
+    A weight that fp16 cannot hold stays as it is, and so does what scales quantized columns.
     """
     casts = []
     for weight in model.graph.initializer:
-        if weight.data_type != TensorProto.FLOAT:
+        if weight.data_type != TensorProto.FLOAT or weight.name.endswith("_scale"):
             continue
         values = numpy_helper.to_array(weight)
         if values.size < _SMALL or not np.isfinite(values).all() or np.abs(values).max() > _HALF_MAX:

@@ -76,15 +76,26 @@ class Files:
 
 
 class Looking:
-    """A checker with its decode processes; `look` may be called again and again, `close` ends it."""
+    """A checker with its decode processes; `look` may be called again and again, `close` ends it.
 
-    def __init__(self, checker: Checker, settings: Settings) -> None:
+    `calibrating`: without the checker's reference, so that results carry samples for a new one.
+    """
+
+    def __init__(self, checker: Checker, settings: Settings, *, calibrating: bool = False) -> None:
         self.checker = checker
         self._settings = settings
         self._files = Files()
         self._last: set[str] = set()
         self._runtime = Runtime(checker, self._files, open_pool(settings, checker), wants_display=False)
+        if calibrating:
+            self._runtime.reference = None
         self._ahead = ThreadPoolExecutor(1, "prepare")
+
+    def __enter__(self) -> Looking:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
 
     def close(self) -> None:
         self._ahead.shutdown(wait=True, cancel_futures=True)

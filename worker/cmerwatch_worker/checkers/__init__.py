@@ -1,10 +1,14 @@
 """Checkers by name. Each runtime is imported only when it is asked for, so the light worker never sees torch."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
 from cmerwatch import errors
+from cmerwatch_worker import profiles
 from cmerwatch_worker.checkers.base import Checker
+
+log = logging.getLogger(__name__)
 
 
 def load(spec: str) -> Checker:
@@ -29,7 +33,9 @@ def _bundle(rest: str) -> Checker:
         from cmerwatch_worker.checkers import onnx
     except ImportError as error:
         raise _missing(error, "cmerwatch[worker]") from error
-    return onnx.Onnx(Path(rest))
+    checker = onnx.Onnx(Path(rest))
+    _warn(checker.label, checker.licence)
+    return checker
 
 
 def _openclip(rest: str) -> Checker:
@@ -40,7 +46,9 @@ def _openclip(rest: str) -> Checker:
         from cmerwatch_worker.checkers import openclip
     except ImportError as error:
         raise _missing(error, "cmerwatch[torch]") from error
-    return openclip.load_pretrained(model, tag)
+    checker = openclip.load_pretrained(model, tag)
+    _warn(rest, profiles.licence_of(model, tag))
+    return checker
 
 
 def _openclip_local(rest: str) -> Checker:
@@ -52,6 +60,11 @@ def _openclip_local(rest: str) -> Checker:
     except ImportError as error:
         raise _missing(error, "cmerwatch[torch]") from error
     return openclip.load_local(Path(config + ".json"), Path(weights))
+
+
+def _warn(what: str, licence: str | None) -> None:
+    if licence and (said := profiles.warning(what, licence)):
+        log.warning("%s", said)
 
 
 def _missing(error: ImportError, extra: str) -> errors.StartRefused:

@@ -23,6 +23,7 @@ class Onnx:
         manifest = held.manifest
         self.id = manifest.checker_id
         self.label = manifest.label
+        self.licence = manifest.licence
         self.is_demo = manifest.is_demo
         self.preprocess = manifest.preprocess
         self.context_length = manifest.context_length

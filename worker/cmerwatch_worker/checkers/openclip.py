@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-import sys
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -109,13 +109,16 @@ def load_pretrained(name: str, tag: str) -> OpenClip:
     path = _downloaded(known)
     if path is None:
         raise errors.StartRefused(
-            f"the weights {name}:{tag} are not on this machine; "
-            f"run: python -m cmerwatch_worker.checkers.openclip {name} {tag}"
+            f"the weights {name}:{tag} are not on this machine; run: cmerwatch checker download {name}:{tag}"
         )
-    with warnings.catch_warnings():
-        # open_clip only warns when the activation does not fit the weights, and then scores with the wrong one.
-        warnings.filterwarnings("error", message="QuickGELU mismatch")
-        model = open_clip.create_model(name, pretrained=str(path))
+    _hold_to_cache(path, f"{name}:{tag}")
+    try:
+        with warnings.catch_warnings():
+            # open_clip only warns when the activation does not fit the weights, and then scores with the wrong one.
+            warnings.filterwarnings("error", message="QuickGELU mismatch")
+            model = open_clip.create_model(name, pretrained=str(path))
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError, RuntimeError, UserWarning) as error:
+        raise errors.StartRefused(f"cannot load {name}:{tag} from {path}: {error}") from error
     cfg = {
         **open_clip.get_model_preprocess_cfg(model),
         **{k: v for k, v in known.items() if k in _PREPROCESS_KEYS and v},
@@ -131,11 +134,28 @@ def load_pretrained(name: str, tag: str) -> OpenClip:
     )
 
 
+def _hold_to_cache(path: Path, what: str) -> None:
+    """The cache names a large file by its sha256 and never looks again; a file that was changed or cut is refused."""
+    blob = path.resolve()
+    if re.fullmatch(r"[0-9a-f]{64}", blob.name) and _sha256(blob) != blob.name:
+        raise errors.StartRefused(
+            f"{blob} is not the file that was published as {what}; delete it and run: cmerwatch checker download {what}"
+        )
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise errors.StartRefused(f"{path} cannot be read ({error.strerror})") from error
+
+
 def load_local(config: Path, weights: Path) -> OpenClip:
     """Load a checkpoint from an open_clip config file (model_cfg, preprocess_cfg) and a safetensors file.
 
-    A tokenizer.json beside the config wins over open_clip's own. errors.StartRefused: any other weights format, a
-    file that is missing or does not fit the config.
+    A tokenizer.json beside the config wins over open_clip's own, and a `weights_sha256` in the config pins the file.
+    errors.StartRefused: any other weights format, a file that is missing, not the pinned one or not of this config.
     """
     if weights.suffix != ".safetensors":
         raise errors.StartRefused(
@@ -144,6 +164,8 @@ def load_local(config: Path, weights: Path) -> OpenClip:
         )
     try:
         data = json.loads(config.read_text())
+        if (pinned := data.get("weights_sha256")) and _sha256(weights) != pinned:
+            raise errors.StartRefused(f"{weights} is not the file whose sha256 {config} pins; copy it again")
         state = load_file(weights)
         model = _build(data["model_cfg"])
         model.load_state_dict(state)
@@ -258,20 +280,18 @@ class _HuggingFace:
 
 
 def download(name: str, tag: str) -> Path:
-    """Fetch the weights of a listed model from where open_clip publishes them."""
-    open_clip.download_pretrained(_pretrained_config(name, tag))
-    path = _downloaded(_pretrained_config(name, tag))
+    """Fetch the weights of a listed model from where open_clip publishes them.
+
+    errors.Unavailable: they cannot be fetched now. errors.StartRefused: unknown, or published as a pickle only.
+    """
+    known = _pretrained_config(name, tag)
+    try:
+        open_clip.download_pretrained(known)
+    except OSError as error:  # what the network, the hub's client and the disk raise
+        raise errors.Unavailable(f"{name}:{tag} cannot be fetched now: {error}") from error
+    path = _downloaded(known)
     if path is None:
         raise errors.StartRefused(
             f"{name}:{tag} is published without a .safetensors file, and other formats can run code"
         )
     return path
-
-
-if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit("usage: python -m cmerwatch_worker.checkers.openclip MODEL TAG")
-    try:
-        sys.stdout.write(f"{download(*sys.argv[1:])}\n")
-    except errors.StartRefused as error:
-        sys.exit(error.message)
