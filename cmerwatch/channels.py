@@ -72,8 +72,7 @@ def update(
     min_severity: str | None = None,
     config: Mapping[str, str] | None = None,
 ) -> models.Channel:
-    """Change what is given. A new configuration enables the channel again; a webhook keeps its secret unless one is
-    given with it."""
+    """Change what is given; a new configuration enables the channel again."""
     channel = get(session, principal.project_id, channel_id)
     if name is not None:
         _require_name(name)
@@ -171,9 +170,12 @@ def _configured(kind: str, given: Mapping[str, str]) -> notify.Config:
 
 
 def _reconfigure(channel: models.Channel, given: Mapping[str, str]) -> notify.Config:
-    if channel.kind == "webhook" and not given.get("secret"):
-        given = {**given, "secret": _opened(channel)["secret"]}
-    config = _configured(channel.kind, given)
+    """What is not given stays, as far as it can be read: under a lost secret key all of it is entered again."""
+    try:
+        kept = {name: value for name, value in _opened(channel).items() if name in ("url", "routing_key", "secret")}
+    except sealing.Unreadable:
+        kept = {}
+    config = _configured(channel.kind, {**kept, **given})
     channel.sealed_config = _sealed(channel.id, config)
     channel.hint = notify.KINDS[channel.kind].hint(config)
     return config

@@ -8,20 +8,38 @@ from cmerwatch_web.console import (
     assets,
     audit,
     auth,
+    channels,
     events,
     keys,
     ledger,
     overview,
     pages,
+    policies,
     review,
     review_lists,
     settings,
+    sink,
     throttle,
     users,
 )
 
 router = fastapi.APIRouter(include_in_schema=False, dependencies=[Depends(pages.refuse_foreign_forms)])
-for part in (assets, auth, overview, events, review_lists, review, ledger, settings, account, keys, users, audit):
+for part in (
+    assets,
+    auth,
+    overview,
+    events,
+    review_lists,
+    review,
+    ledger,
+    settings,
+    account,
+    keys,
+    users,
+    audit,
+    channels,
+    sink,
+):
     router.include_router(part.router)
 
 

@@ -1,0 +1,74 @@
+"""The demo's sink: answers as the real services do, keeps what it got, and is not there elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import fastapi
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import orm
+
+from cmerwatch import access, models, settings, sink
+from cmerwatch_web import app as web
+
+
+@pytest.fixture
+def demo(configured: Callable[..., settings.Settings], session: orm.Session, user: models.User) -> TestClient:
+    app: fastapi.FastAPI = web.create_app(configured(demo_sink="true"))
+    cookie = access.open_console_session(session, user.id)
+    session.commit()
+    return TestClient(app, raise_server_exceptions=False, cookies={"cmw": cookie})
+
+
+@pytest.mark.parametrize("kind, status, body", [("slack", 200, "ok"), ("pagerduty", 202, None), ("webhook", 204, "")])
+def test_each_kind_is_answered_as_the_real_service_answers(
+    demo: TestClient, project: models.Project, kind: str, status: int, body: str | None
+) -> None:
+    answer = demo.post(f"/sink/acme/{kind}", content=b"{}")
+    assert answer.status_code == status
+    if body is None:
+        assert answer.json()["status"] == "success"
+    else:
+        assert answer.text == body
+
+
+def test_the_page_shows_the_exact_body_as_text(demo: TestClient, project: models.Project) -> None:
+    demo.post("/sink/acme/webhook", content=b'{"x":"<script>alert(1)</script>"}', headers={"webhook-id": "msg-1"})
+    page = demo.get("/sink").text
+    assert "{&#34;x&#34;:&#34;&lt;script&gt;alert(1)&lt;/script&gt;&#34;}" in page
+    assert "msg-1" in page
+
+
+def test_what_no_table_can_hold_is_replaced(demo: TestClient, session: orm.Session, project: models.Project) -> None:
+    assert demo.post("/sink/acme/webhook", content=b"\xff\x00end").status_code == 204
+    [kept] = sink.listed(session, project.id, "webhook")
+    assert kept.body == "\ufffd\ufffdend"
+
+
+def test_only_the_newest_are_kept(
+    demo: TestClient, session: orm.Session, project: models.Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sink, "KEPT", 3)
+    for number in range(5):
+        demo.post("/sink/acme/slack", content=str(number).encode())
+    assert [one.body for one in sink.listed(session, project.id, "slack")] == ["4", "3", "2"]
+
+
+@pytest.mark.parametrize("path", ["/sink/acme/email", "/sink/nobody/slack"])
+def test_an_unknown_kind_or_project_is_not_found(demo: TestClient, project: models.Project, path: str) -> None:
+    assert demo.post(path, content=b"{}").status_code == 404
+
+
+def test_a_body_over_the_limit_is_refused(demo: TestClient, project: models.Project) -> None:
+    assert demo.post("/sink/acme/slack", content=b"x" * 512_001).status_code == 413
+
+
+def test_another_projects_messages_are_not_shown(demo: TestClient, stranger: models.Project) -> None:
+    demo.post("/sink/stranger/slack", content=b"theirs")
+    assert "theirs" not in demo.get("/sink").text
+
+
+def test_there_is_no_sink_outside_the_demo(http: TestClient, console: TestClient, project: models.Project) -> None:
+    assert http.post("/sink/acme/slack", content=b"{}").status_code in (404, 405)
+    assert console.get("/sink").status_code == 404
