@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 ZERO_WIDTH_JOINER = "\u200d"
 VARIATION_SELECTORS = ("\ufe0e", "\ufe0f")
@@ -12,10 +12,11 @@ VARIATION_SELECTORS = ("\ufe0e", "\ufe0f")
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A run of plain characters, or one hidden character and how often it repeats."""
+    """A run of plain characters, or one hidden character and how often it repeats; `length` counts the characters."""
 
     text: str
     is_hidden: bool = False
+    length: int = field(default=0, compare=False)
 
 
 def pieces(value: str) -> list[Piece]:
@@ -24,9 +25,10 @@ def pieces(value: str) -> list[Piece]:
     for hidden, run in itertools.groupby(_marked(value), key=lambda pair: pair[1]):
         characters = "".join(character for character, _ in run)
         if hidden:
-            found += [Piece(_name(c, len(list(same))), True) for c, same in itertools.groupby(characters)]
+            counted = [(c, len(list(same))) for c, same in itertools.groupby(characters)]
+            found += [Piece(_name(c, n), True, n) for c, n in counted]
         else:
-            found.append(Piece(characters))
+            found.append(Piece(characters, False, len(characters)))
     return found
 
 
