@@ -53,15 +53,18 @@ def tell(
 
     Nothing while a silence covers it, which the transition notes; `last_told_at` then stays as it was, so that the
     end of the silence finds it due. A channel that has not heard of this episode gets `firing`, the others `repeat`.
+    A channel that was told of a more severe alert of the same slice is spared this one: it is the same trouble.
     """
     silence = silences.covering(quiet, alert.rule_id, alert.slice)
     if silence is not None:
         if transition is not None:
             transition.evidence = transition.evidence | {"silenced_by": silence.created_by}
         return 0
-    heard = _channels_that_heard(session, alert)
+    heard, spared = _channels_that_heard(session, alert), _channels_told_worse(session, alert)
     told = 0
     for channel in channels(session, rule):
+        if channel.id in spared:
+            continue
         kind = "repeat" if channel.id in heard else "firing"
         _write(session, alert, rule, channel.id, kind, evidence, transition)
         told += 1
@@ -144,6 +147,29 @@ def _channels_that_heard(session: orm.Session, alert: models.Alert) -> set[uuid.
         )
     )
     return set(session.scalars(statement))
+
+
+def _channels_told_worse(session: orm.Session, alert: models.Alert) -> set[uuid.UUID]:
+    """Those that know of an open episode of this slice under a more severe rule of the same metric."""
+    worse = alert_rules.SEVERITIES[alert_rules.SEVERITIES.index(alert.severity) + 1 :]
+    other, own = orm.aliased(models.AlertRule), orm.aliased(models.AlertRule)
+    episodes = (
+        sa.select(models.Alert)
+        .join(other, other.id == models.Alert.rule_id)
+        .join(own, own.id == alert.rule_id)
+        .where(
+            models.Alert.project_id == alert.project_id,
+            models.Alert.slice_key == alert.slice_key,
+            models.Alert.resolved_at.is_(None),
+            models.Alert.severity.in_(worse),
+            other.metric == own.metric,
+            (other.kind == "no_data") == (own.kind == "no_data"),
+        )
+    )
+    found: set[uuid.UUID] = set()
+    for episode in session.scalars(episodes) if worse else ():
+        found |= _channels_that_heard(session, episode)
+    return found
 
 
 def _write(

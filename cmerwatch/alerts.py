@@ -61,12 +61,17 @@ def evaluate(session: orm.Session, project_id: uuid.UUID, now: dt.datetime | Non
         return Evaluated()
     now = now or alert_episodes.db_now(session)
     run = _Run(session, project_id, now)
-    for rule in alert_rules.find(session, project_id):
+    # The most severe first: whom a critical alert was told is spared the warning about the same slice.
+    for rule in sorted(alert_rules.find(session, project_id), key=_severest_first):
         if rule.is_enabled:
             run.catch_up(rule)
     run.tell_due()
     session.flush()
     return Evaluated(run.buckets, run.transitions, run.messages, run.has_more)
+
+
+def _severest_first(rule: models.AlertRule) -> int:
+    return -alert_rules.SEVERITIES.index(rule.severity)
 
 
 def last_closed(now: dt.datetime) -> dt.datetime:

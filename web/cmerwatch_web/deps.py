@@ -50,12 +50,15 @@ def _look_up(authorization: str | None) -> access.Principal:
         return access.principal_of_key(session, authorization)
 
 
-def _key_with(scope: str) -> Callable[[str | None], Awaitable[access.Principal]]:
+def _key_with(*actions: str) -> Callable[[str | None], Awaitable[access.Principal]]:
+    """Any one of the actions will do; a refusal names the first."""
+
     async def principal(
         authorization: Annotated[str | None, Header(include_in_schema=False)] = None,
     ) -> access.Principal:
         found = await _principal(authorization)
-        access.authorize(found, scope)
+        if not any(found.may(action) for action in actions):
+            access.authorize(found, actions[0])
         return found
 
     return principal
@@ -67,3 +70,7 @@ MayIngest = Annotated[access.Principal, Depends(_key_with("ingest"))]
 MayRead = Annotated[access.Principal, Depends(_key_with("read"))]
 MayReview = Annotated[access.Principal, Depends(_key_with("review"))]
 MayAlert = Annotated[access.Principal, Depends(_key_with("alerts"))]
+MaySilence = Annotated[access.Principal, Depends(_key_with("silence"))]
+MaySeeAlerts = Annotated[access.Principal, Depends(_key_with("read", "alerts"))]
+MayChangePolicies = Annotated[access.Principal, Depends(_key_with("policies"))]
+MaySeePolicies = Annotated[access.Principal, Depends(_key_with("read", "policies"))]

@@ -1,0 +1,220 @@
+"""Reading alerts back: what fires now, what stands where, episodes with their messages, and one episode's history."""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from cmerwatch import alert_notices, alert_rules, errors, models, silences
+from cmerwatch.alert_states import OPEN
+from cmerwatch.shapes import Notice
+
+EPISODE_STATES = (*OPEN, "resolved")
+STANDINGS = ("pending", "no_data", "insufficient", "ok")  # a rule stands so for a slice without an episode
+STATES = (*EPISODE_STATES, *STANDINGS)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A delivery, to the channel as it is called now."""
+
+    delivery: models.Delivery
+    channel: str
+    channel_kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A rule's standing for a slice: of an episode, open or ended, or without one (`alert` is None).
+
+    `evidence`: the newest numbers while it is open, those of its end or standing otherwise.
+    """
+
+    state: str
+    rule: models.AlertRule
+    slice: dict[str, str]
+    slice_key: str
+    since: dt.datetime
+    reason: str
+    evidence: dict[str, Any]
+    alert: models.Alert | None = None
+    messages: Sequence[Message] = ()
+    silence: models.Silence | None = None
+
+    @property
+    def severity(self) -> str:
+        return self.alert.severity if self.alert else self.rule.severity
+
+    @property
+    def worst(self) -> list[list[Any]]:
+        return self.alert.evidence.get("worst", []) if self.alert else []
+
+    @property
+    def changes(self) -> list[str]:
+        return self.alert.evidence.get("changes", []) if self.alert else []
+
+    def notice(self, project: str) -> Notice | None:
+        """The links and words that a message about it would carry; None without an episode."""
+        if self.alert is None or "window_start" not in self.evidence:
+            return None
+        return alert_notices.make(self.alert, self.rule, project, self.state, self.evidence)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    rows: list[Row]
+    next_cursor: str | None
+
+
+def firing(session: orm.Session, project_id: uuid.UUID) -> int:
+    """How many episodes are open."""
+    open_ones = sa.select(sa.func.count()).where(
+        models.Alert.project_id == project_id, models.Alert.resolved_at.is_(None)
+    )
+    return session.scalar(open_ones.select_from(models.Alert)) or 0
+
+
+def find(
+    session: orm.Session, project_id: uuid.UUID, state: str | None = None, cursor: str | None = None, limit: int = 50
+) -> Page:
+    """Episodes, the newest first; with one of STANDINGS, the slices that stand so. Raises Invalid."""
+    if state is not None and state not in STATES:
+        raise errors.Invalid(f"`state` must be one of {', '.join(STATES)}.", field="state")
+    if state in STANDINGS:
+        return _standing(session, project_id, [str(state)], cursor, limit)
+    statement = _episodes(project_id).order_by(models.Alert.id.desc()).limit(limit + 1)
+    if state == "resolved":
+        statement = statement.where(models.Alert.resolved_at.is_not(None))
+    elif state is not None:
+        statement = statement.where(models.Alert.resolved_at.is_(None), models.AlertState.state == state)
+    if cursor is not None:
+        statement = statement.where(models.Alert.id < _uuid(cursor))
+    found = session.execute(statement).all()
+    rows = _rows(session, project_id, found[:limit])
+    last = rows[-1].alert if len(found) > limit else None
+    return Page(rows, str(last.id) if last else None)
+
+
+def open_ones(session: orm.Session, project_id: uuid.UUID, limit: int = 100) -> list[Row]:
+    """What fires, the most severe and then the newest first."""
+    statement = _episodes(project_id).where(models.Alert.resolved_at.is_(None)).order_by(models.Alert.id.desc())
+    rows = _rows(session, project_id, session.execute(statement.limit(limit)).all())
+    return sorted(rows, key=lambda row: -alert_rules.SEVERITIES.index(row.severity))
+
+
+def standings(session: orm.Session, project_id: uuid.UUID, *states: str, limit: int = 200) -> list[Row]:
+    """Slices without an episode that stand so."""
+    return _standing(session, project_id, list(states), None, limit).rows
+
+
+def get(session: orm.Session, project_id: uuid.UUID, alert_id: uuid.UUID) -> Row:
+    """One episode. Raises NotFound, for another project's alike."""
+    found = session.execute(_episodes(project_id).where(models.Alert.id == alert_id)).all()
+    if not found:
+        raise errors.NotFound(f"There is no alert {alert_id} in this project.", id=str(alert_id))
+    return _rows(session, project_id, found)[0]
+
+
+def transitions(session: orm.Session, alert: models.Alert) -> list[models.AlertTransition]:
+    """The history of an episode, and what led to it within the day before, oldest first."""
+    statement = (
+        sa.select(models.AlertTransition)
+        .where(
+            models.AlertTransition.rule_id == alert.rule_id,
+            models.AlertTransition.slice_key == alert.slice_key,
+            sa.or_(
+                models.AlertTransition.alert_id == alert.id,
+                sa.and_(
+                    models.AlertTransition.alert_id.is_(None),
+                    models.AlertTransition.bucket < alert.fired_at,
+                    models.AlertTransition.bucket > alert.fired_at - dt.timedelta(days=1),
+                ),
+            ),
+        )
+        .order_by(models.AlertTransition.id)
+    )
+    return list(session.scalars(statement))
+
+
+def _episodes(project_id: uuid.UUID) -> sa.Select[*tuple[Any, ...]]:
+    is_its_own = sa.and_(
+        models.AlertState.rule_id == models.Alert.rule_id,
+        models.AlertState.slice_key == models.Alert.slice_key,
+        models.AlertState.alert_id == models.Alert.id,
+    )
+    return (
+        sa.select(models.Alert, models.AlertRule, models.AlertState)
+        .join(models.AlertRule, models.AlertRule.id == models.Alert.rule_id)
+        .outerjoin(models.AlertState, is_its_own)
+        .where(models.Alert.project_id == project_id)
+        .execution_options(populate_existing=True)
+    )
+
+
+def _standing(session: orm.Session, project_id: uuid.UUID, states: list[str], cursor: str | None, limit: int) -> Page:
+    statement = (
+        sa.select(models.AlertState, models.AlertRule)
+        .join(models.AlertRule, models.AlertRule.id == models.AlertState.rule_id)
+        .where(models.AlertState.project_id == project_id, models.AlertState.state.in_(states))
+        .order_by(models.AlertState.rule_id, models.AlertState.slice_key)
+        .limit(limit + 1)
+        .execution_options(populate_existing=True)
+    )
+    if cursor is not None:
+        rule, _, key = cursor.partition(" ")
+        after = sa.tuple_(models.AlertState.rule_id, models.AlertState.slice_key)
+        statement = statement.where(after > (_uuid(rule), key))
+    found = session.execute(statement).all()
+    rows = [
+        Row(state.state, rule, state.slice, state.slice_key, state.since, state.reason, state.evidence)
+        for state, rule in found[:limit]
+    ]
+    return Page(rows, f"{rows[-1].rule.id} {rows[-1].slice_key}" if len(found) > limit else None)
+
+
+def _rows(session: orm.Session, project_id: uuid.UUID, found: Sequence[Any]) -> list[Row]:
+    told = _messages(session, [alert.id for alert, _, _ in found])
+    quiet = silences.lasting(session, project_id, dt.datetime.now(dt.UTC))
+    return [
+        Row(
+            state="resolved" if alert.resolved_at else (standing.state if standing else "firing"),
+            rule=rule,
+            slice=alert.slice,
+            slice_key=alert.slice_key,
+            since=alert.fired_at,
+            reason=standing.reason if standing else "",
+            evidence=standing.evidence if standing else alert.evidence,
+            alert=alert,
+            messages=told.get(alert.id, []),
+            silence=silences.covering(quiet, alert.rule_id, alert.slice),
+        )
+        for alert, rule, standing in found
+    ]
+
+
+def _messages(session: orm.Session, alert_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, list[Message]]:
+    """By alert, oldest first."""
+    statement = (
+        sa.select(models.Delivery, models.Channel.name, models.Channel.kind)
+        .join(models.Channel, models.Channel.id == models.Delivery.channel_id)
+        .where(models.Delivery.alert_id.in_(alert_ids))
+        .order_by(models.Delivery.sequence)
+    )
+    found: dict[uuid.UUID, list[Message]] = {}
+    for delivery, name, kind in session.execute(statement) if alert_ids else ():
+        if delivery.alert_id is not None:
+            found.setdefault(delivery.alert_id, []).append(Message(delivery, name, kind))
+    return found
+
+
+def _uuid(cursor: str) -> uuid.UUID:
+    try:
+        return uuid.UUID(cursor)
+    except ValueError:
+        raise errors.Invalid("cursor is not one this API gave; use next_cursor as it came.", field="cursor") from None
