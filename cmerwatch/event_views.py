@@ -29,6 +29,7 @@ class EventView:
     decision: models.DecisionRow | None
     review: models.ReviewItem | None
     verdict: models.Review | None  # the newest that nobody took back
+    judgement: models.Judgement | None
 
 
 def get(session: orm.Session, project_id: uuid.UUID, event_id: uuid.UUID) -> EventView:
@@ -68,6 +69,7 @@ def get(session: orm.Session, project_id: uuid.UUID, event_id: uuid.UUID) -> Eve
             )
         ),
         verdict=_verdict(session, project_id, event_id),
+        judgement=session.get(models.Judgement, (event_id, check.checker_id)) if check else None,
     )
 
 

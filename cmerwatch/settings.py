@@ -54,7 +54,9 @@ class Settings(pydantic_settings.BaseSettings):
     judge_url: str = pydantic.Field(
         "", description="Base URL of an OpenAI-compatible server that judges suspicious claims; empty asks nobody."
     )
-    judge_model: str = pydantic.Field("", description="The vision-language model it is asked for.")
+    judge_model: str = pydantic.Field(
+        "", validate_default=True, description="The vision-language model it is asked for."
+    )
     judge_api_key: pydantic.SecretStr = pydantic.Field(pydantic.SecretStr(""), description="Its key, if it wants one.")
     judge_below: float | None = pydantic.Field(
         None, ge=0, le=1, description="Scores below this are judged; empty judges what the policy calls low."
@@ -71,6 +73,13 @@ class Settings(pydantic_settings.BaseSettings):
     def _http(cls, value: str) -> str:
         if value and not value.startswith(("http://", "https://")):
             raise ValueError("must begin with http:// or https://, such as http://127.0.0.1:8000/v1")
+        return value
+
+    @pydantic.field_validator("judge_model")
+    @classmethod
+    def _named(cls, value: str, info: pydantic.ValidationInfo) -> str:
+        if info.data.get("judge_url") and not value:
+            raise ValueError("is empty and CMERWATCH_JUDGE_URL is set; name the model to ask, or unset the URL")
         return value
 
     @pydantic.field_validator("judge_below", mode="before")

@@ -34,6 +34,7 @@ from cmerwatch.models.checks import (
     Rollup5m,
 )
 from cmerwatch.models.events import LEASED, QUARANTINED, READY, Event, EventBody, Image, IngestKey, Work
+from cmerwatch.models.judgements import JUDGEMENT_STATES, Judgement, JudgeSpend
 from cmerwatch.models.reviews import ERROR_TYPES, VERDICTS, Review, ReviewItem
 
 # Every table split by day on a UUIDv7 column, with that column: partitions.py makes and drops their parts together.
@@ -41,6 +42,7 @@ PARTITIONED = {"events": "id", "event_bodies": "id", "checks": "event_id", "deci
 
 __all__ = [
     "ERROR_TYPES",
+    "JUDGEMENT_STATES",
     "LEASED",
     "PARTITIONED",
     "QUARANTINED",
@@ -67,6 +69,8 @@ __all__ = [
     "Heartbeat",
     "Image",
     "IngestKey",
+    "JudgeSpend",
+    "Judgement",
     "Membership",
     "PolicyVersion",
     "Project",

@@ -21,7 +21,7 @@ from celery.exceptions import SecurityWarning
 from cmerwatch import blobs, db, errors, migrate, queue
 from cmerwatch import settings as settings_module
 from cmerwatch.settings import Settings
-from cmerwatch_worker import alerting, checkers, clock, dispatch, tasks, watchdog
+from cmerwatch_worker import alerting, checkers, clock, dispatch, judge, tasks, watchdog
 from cmerwatch_worker.checkers.base import Checker
 from cmerwatch_worker.runtime import Runtime, open_pool
 from cmerwatch_worker.tasks import Checking
@@ -83,7 +83,9 @@ def open_database(settings: Settings) -> sa.Engine:
 def running(settings: Settings, checker: Checker, engine: sa.Engine) -> Iterator[Checking]:
     """The stage with its threads; at the end the batch in hand is finished and everything else given back."""
     progress = watchdog.Progress()
-    runtime = Runtime(checker, blobs.FolderStore(settings.blob_dir), open_pool(settings, checker), progress.touch)
+    store = blobs.FolderStore(settings.blob_dir)
+    second = judge.open_judge(settings, store)
+    runtime = Runtime(checker, store, open_pool(settings, checker), progress.touch)
     checking = Checking(runtime, settings, progress)
     stopping = threading.Event()
     threads = [
@@ -98,6 +100,8 @@ def running(settings: Settings, checker: Checker, engine: sa.Engine) -> Iterator
         threading.Thread(target=clock.run, args=(engine, stopping), name="clock", daemon=True),
         threading.Thread(target=alerting.run, args=(stopping,), name="alerts", daemon=True),
     ]
+    if second is not None:
+        threads.append(threading.Thread(target=judge.run, args=(second, stopping), name="judge", daemon=True))
     for thread in threads:
         thread.start()
     log.info("checking with %s (%s)", checker.id, checker.label)

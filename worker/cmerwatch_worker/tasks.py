@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy import orm
 
-from cmerwatch import checks, db, errors, policies, references, reviews, rollups
+from cmerwatch import checks, db, errors, judgements, policies, references, reviews, rollups
 from cmerwatch.settings import Settings
 from cmerwatch.shapes import CheckResult, Claimed, Decided, Decision
 from cmerwatch_worker import reference
@@ -204,6 +204,8 @@ class Checking:
                         checked.results,
                         self._settings.audit_rate,
                     )
+                    if self._settings.judge_url:
+                        judgements.route(session, decided, self._settings.judge_below)
                     for event_id, why in checked.failed.items():
                         checks.fail(session, token, [event_id], why)
                     for event_id, why in checked.postponed.items():

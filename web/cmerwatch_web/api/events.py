@@ -209,6 +209,21 @@ def whole(view: event_views.EventView) -> dict[str, Any]:
         "check": _check(view),
         "decision": _decision(view),
         "review": _review(view),
+        "judge": _judge(view),
+    }
+
+
+def _judge(view: event_views.EventView) -> dict[str, Any] | None:
+    """The second opinion, beside the check and no part of it."""
+    found = view.judgement
+    if found is None:
+        return None
+    return {
+        "state": found.state,
+        "judge": found.judge,
+        "p_yes": found.p_yes,
+        "claims": found.claims,
+        "reason": found.reason or None,
     }
 
 
@@ -222,6 +237,8 @@ def _check(view: event_views.EventView) -> dict[str, Any] | None:
             "text": view.body.output[claim["start"] : claim["end"]],
             "similarity": claim["similarity"],
             "percentile": claim.get("percentile"),
+            "statement": claim.get("statement"),
+            "negated": claim.get("negated", False),
         }
         for claim in view.check.claims
     ]

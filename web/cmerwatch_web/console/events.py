@@ -14,7 +14,7 @@ from cmerwatch import access, errors, event_views
 from cmerwatch.event_views import EventFilter, EventRow, EventView
 from cmerwatch_web import deps
 from cmerwatch_web.api import events as api_events
-from cmerwatch_web.console import auth, pages, passages, views, words
+from cmerwatch_web.console import auth, pages, passages, review_page, views, words
 
 router = fastapi.APIRouter(route_class=pages.Page)
 
@@ -101,12 +101,22 @@ def show_event(
         verdict=words.explain(judged(found)),
         passages=passages.marked(parts, weakest),
         claims=weakest,
+        opinions=opinions(found),
+        judge_says=words.judge(found.judgement),
         tokens=passages.strip(body.tokens, body.logprobs),
         hidden_tokens=max(0, len(body.tokens or ()) - passages.TOKENS_SHOWN),
         pictures=pictures,
+        review=review_page.card(session, viewer, found.review) if found.review else None,
         confidence_status=words.CONFIDENCE_STATUS.get(found.event.confidence_status, found.event.confidence_status),
         **_gauges(found),
     )
+
+
+def opinions(found: EventView) -> dict[int, float]:
+    """The judge's P(yes) by the number of the claim: only the weakest were asked about."""
+    said = {(one["start"], one["end"]): one["p_yes"] for one in (found.judgement.claims if found.judgement else [])}
+    claims = found.check.claims if found.check else []
+    return {i: said[at] for i, one in enumerate(claims, 1) if (at := (one["start"], one["end"])) in said}
 
 
 def judged(found: EventView) -> words.Judged:

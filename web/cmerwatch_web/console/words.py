@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import markupsafe
 
+from cmerwatch import models
 from cmerwatch_web import charts
 
 # What CLIP-type checkers are known to be near chance at; bench/README.md has what was measured of the demo's.
@@ -15,10 +16,13 @@ REASONS = {
     "blank_image": "the picture is blank, noise or nearly one colour",
     "animated": "only the first frame of the animation was looked at",
     "wrong_image": "the text fits this picture no better than a picture it was not written for",
+    "prompt_does_not_fit": "what the prompt takes for granted does not show in this picture either",
     "low_similarity_unconfirmed": "the picture supports the text poorly, and the confidence is not known",
     "nothing_visual": "nothing in the text can be looked for in a picture",
     "refusal": "the model declined to answer",
     "answer_without_statement": "a number, yes or no alone states nothing that can be looked for",
+    "denied_detail": "the answer denies a detail, which a similarity cannot tell",
+    "claims_not_checked": "of a very long text not every claim was checked; left out",
     "unreadable_script": "the checker does not know the script of this text",
     "no_image": "the event has no picture",
     "not_an_image": "the file is not a picture that can be read",
@@ -37,6 +41,34 @@ CONFIDENCE_STATUS = {
     "reported_by_app": "reported by the app",
     "not_reported": "not reported",
 }
+
+
+JUDGE_REASONS = {
+    "timeout": "it did not answer in time",
+    "unreachable": "it could not be reached",
+    "no_logprobs": "it gives no log-probabilities, without which its answer is no number",
+    "unclear": "it answered neither yes nor no",
+    "not_json": "its answer could not be read",
+    "too_long": "its answer did not end",
+    "no_picture": "a picture of this event is gone",
+    "store_away": "the image store is away",
+    "over_budget": "the day's budget for it is spent",
+    "judge_died": "its worker died over this event, three times",
+    "http_429": "it asked for patience",
+}
+
+
+def judge(found: models.Judgement | None) -> str:
+    """A sentence about the second opinion; nothing where none was asked for."""
+    if found is None:
+        return ""
+    name = found.judge or "The judge"
+    why = JUDGE_REASONS.get(found.reason, f"it answered {found.reason.replace('_', ' ')}" if found.reason else "")
+    if found.state == "judged":
+        return f"Judged by {name}, a second opinion beside the checker: neither score nor flag reads it."
+    if found.state == "waiting":
+        return f"Waiting for the judge{': ' + why + ', and is asked again' if why else ''}."
+    return f"No opinion from {name}: {why}."
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +165,10 @@ def number(value: float | None, beside: float | None = None) -> str:
 
 
 def reason(code: str) -> str:
-    """A reason code in words; an unknown one is shown as it is."""
-    return REASONS.get(code, code.replace("_", " "))
+    """A reason code in words, with what it adds after a colon; an unknown one is shown as it is."""
+    known, _, detail = code.partition(":")
+    words = REASONS.get(known, known.replace("_", " "))
+    return f"{words}: {detail}" if detail else words
 
 
 def confidence_gauge(confidence: float | None, threshold: float) -> markupsafe.Markup:

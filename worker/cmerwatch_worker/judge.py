@@ -1,0 +1,228 @@
+"""A second opinion: an OpenAI-compatible vision-language model is asked yes or no about each suspicious claim.
+
+Its P(yes) comes from the log-probabilities of its first token; a judge without them gives no number at all.
+Spending is bounded per day before a call is made. Nothing here touches scores, decisions or rollups.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import math
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+import sqlalchemy as sa
+
+from cmerwatch import blobs, db, errors, images, judgements
+from cmerwatch.judgements import Opinion, Question, Suspect
+from cmerwatch.settings import Settings
+
+log = logging.getLogger(__name__)
+
+BATCH = 4  # events leased at once
+PARALLEL = 4  # questions of one event asked side by side
+MOST_BYTES = 1 << 20  # of an answer that should be one word
+MIN_MASS = 0.5  # of the first token's probability on yes and no together; below, it answered something else
+TOP_LOGPROBS = 20
+SLACK_SECONDS = 30.0  # a lease outlasts the slowest answer by this much
+RETRY_AFTER_LIMITS = (1.0, 300.0)
+STORE_RETRY_SECONDS = 30.0
+
+QUESTION = (
+    "Look at the picture and judge one statement about it. Answer with the single word yes if the picture shows that "
+    "the statement is true, otherwise with the single word no.\nStatement: {statement}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One call: P(the statement is true), or the reason why there is none."""
+
+    p_yes: float | None = None
+    reason: str = ""
+    may_pass: bool = False
+    retry_seconds: float | None = None
+    tokens: int = 0
+
+
+class Judge:
+    """Asks one endpoint. Raises nothing: whatever an endpoint does is a named outcome."""
+
+    def __init__(self, settings: Settings, store: blobs.BlobStore) -> None:
+        self.settings = settings
+        self._store = store
+        key = settings.judge_api_key.get_secret_value()
+        self._client = httpx2.Client(
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=settings.judge_timeout_seconds,
+            follow_redirects=False,  # a key must not follow a redirect to another host
+            trust_env=False,
+        )
+        self._pool = ThreadPoolExecutor(PARALLEL, thread_name_prefix="judge")
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        self._client.close()
+
+    def ask(self, suspect: Suspect) -> Opinion:
+        """Every question of the event; one that stays without an answer leaves the event without an opinion, because
+        the lowest of what is left would flatter it."""
+        try:
+            pictures = [self._picture(suspect, sha256) for sha256 in suspect.images]
+        except errors.Unavailable:
+            return Opinion(reason="store_away", retry_seconds=STORE_RETRY_SECONDS)
+        except errors.CmerwatchError:
+            pictures = []  # judged by the others only, a claim about the missing one would be called untrue
+        if not pictures:
+            return Opinion(reason="no_picture")
+        answers = list(self._pool.map(lambda one: self._answer(one, pictures), suspect.questions))
+        tokens = sum(answer.tokens for answer in answers)
+        open_ = next((answer for answer in answers if answer.p_yes is None), None)
+        if open_ is not None:
+            return Opinion((), open_.reason, open_.may_pass, open_.retry_seconds, len(answers), tokens)
+        return Opinion(tuple(one.p_yes for one in answers if one.p_yes is not None), calls=len(answers), tokens=tokens)
+
+    def _picture(self, suspect: Suspect, sha256: str) -> str:
+        """A data URI: of the re-encoded copy, which carries no EXIF, else of the bytes as they came."""
+        data = self._store.get_display(suspect.project_id, sha256)
+        if data is None:
+            data = self._store.get(suspect.project_id, sha256)
+        return f"data:image/{images.inspect(data).format.lower()};base64,{base64.b64encode(data).decode()}"
+
+    def _answer(self, question: Question, pictures: Sequence[str]) -> Answer:
+        try:
+            with self._client.stream("POST", self._url, json=self._body(question, pictures)) as response:
+                if response.status_code != 200:
+                    return _refused(response)
+                body = _read(response, time.monotonic() + self.settings.judge_timeout_seconds)
+        except httpx2.TimeoutException:
+            return Answer(reason="timeout", may_pass=True)
+        except httpx2.HTTPError:
+            return Answer(reason="unreachable", may_pass=True)
+        if body is None:
+            return Answer(reason="too_long")
+        return read_answer(body, question.negated)
+
+    @property
+    def _url(self) -> str:
+        return f"{self.settings.judge_url.rstrip('/')}/chat/completions"
+
+    def _body(self, question: Question, pictures: Sequence[str]) -> dict[str, Any]:
+        parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": picture}} for picture in pictures]
+        parts.append({"type": "text", "text": QUESTION.format(statement=question.statement)})
+        return {
+            "model": self.settings.judge_model,
+            "messages": [{"role": "user", "content": parts}],
+            "max_tokens": 1,
+            "temperature": 0,
+            "logprobs": True,
+            "top_logprobs": TOP_LOGPROBS,
+        }
+
+
+def _refused(response: httpx2.Response) -> Answer:
+    """Only the status is kept: an endpoint's words may quote the key or the picture."""
+    status = response.status_code
+    if status == 429:
+        return Answer(reason="http_429", retry_seconds=_retry_after(response.headers.get("retry-after")))
+    return Answer(reason=f"http_{status}", may_pass=status >= 500)
+
+
+def _retry_after(header: str | None) -> float:
+    low, high = RETRY_AFTER_LIMITS
+    try:
+        return min(max(float(header or 30), low), high)
+    except ValueError:  # a date
+        return 60.0
+
+
+def _read(response: httpx2.Response, deadline: float) -> bytes | None:
+    """The whole answer, or None once it is longer than any answer may be. Raises ReadTimeout past the deadline: the
+    client's own timeout begins anew with every byte that drips in."""
+    body = bytearray()
+    for chunk in response.iter_bytes():
+        body += chunk
+        if time.monotonic() > deadline:
+            raise httpx2.ReadTimeout("the answer took too long")
+        if len(body) > MOST_BYTES:
+            return None
+    return bytes(body)
+
+
+def read_answer(body: bytes, negated: bool) -> Answer:
+    """P(the claim is true) from the first token's alternatives: yes over yes and no, both in any spelling."""
+    try:
+        found = json.loads(body)
+        tokens = _spent(found)
+        logprobs = found["choices"][0].get("logprobs")
+        top = logprobs["content"][0]["top_logprobs"] if logprobs else None
+        weights = [(str(one["token"]), math.exp(min(0.0, float(one["logprob"])))) for one in top or ()]
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError):
+        return Answer(reason="not_json")
+    if not weights:
+        return Answer(reason="no_logprobs", tokens=tokens)
+    yes, no = (_mass(weights, word) for word in ("yes", "no"))
+    if not yes + no >= MIN_MASS:  # also where it is NaN
+        return Answer(reason="unclear", tokens=tokens)
+    p_yes = yes / (yes + no)
+    return Answer(p_yes=1 - p_yes if negated else p_yes, tokens=tokens)
+
+
+def _spent(found: dict[str, Any]) -> int:
+    """What the answer says it cost; a judge that says nothing is bounded by the number of calls."""
+    tokens = (found.get("usage") or {}).get("total_tokens")
+    return min(max(0, tokens), 10**9) if isinstance(tokens, int) else 0
+
+
+def _mass(weights: Sequence[tuple[str, float]], word: str) -> float:
+    return math.fsum(weight for token, weight in weights if token.strip(" \n\t.,!\"'*").lower() == word)
+
+
+def open_judge(settings: Settings, store: blobs.BlobStore) -> Judge | None:
+    """None where no judge is configured."""
+    return Judge(settings, store) if settings.judge_url else None
+
+
+def run(judge: Judge, stopping: threading.Event) -> None:
+    """Work until `stopping`; for a thread of its own. A database that is away is tried again at the next poll."""
+    while not stopping.is_set():
+        try:
+            if judge_some(judge, stopping):
+                continue
+        except sa.exc.SQLAlchemyError as error:
+            log.warning("the judge met an obstacle: %s", type(error).__name__)
+        stopping.wait(judge.settings.poll_seconds)
+    judge.close()
+
+
+def judge_some(judge: Judge, stopping: threading.Event) -> int:
+    """Lease a few events, ask with no transaction open, record; returns how many were leased."""
+    token, settings = uuid.uuid4(), judge.settings
+    lease = BATCH * math.ceil(settings.judge_claims / PARALLEL) * settings.judge_timeout_seconds + SLACK_SECONDS
+    with db.transaction() as session:
+        suspects = judgements.claim(session, BATCH, lease, token, settings.judge_claims)
+    for suspect in suspects:
+        if stopping.is_set():
+            break  # their leases run out, and another judge asks
+        opinion = judge.ask(suspect) if _may_ask(settings, suspect) else Opinion(reason="over_budget")
+        with db.transaction() as session:
+            judgements.record(session, token, suspect, settings.judge_model, opinion)
+    return len(suspects)
+
+
+def _may_ask(settings: Settings, suspect: Suspect) -> bool:
+    with db.transaction() as session:
+        return judgements.reserve(
+            session,
+            len(suspect.questions),
+            most_calls=settings.judge_daily_calls,
+            most_tokens=settings.judge_daily_tokens,
+        )
