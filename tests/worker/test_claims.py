@@ -147,6 +147,42 @@ sentences = st.lists(
 ).map(" ".join)
 
 
+@pytest.mark.parametrize("answer", ["是", "はい。", "いいえ", "Oui.", "nein", "да", "نعم", "नहीं", "아니요", "ไม่"])
+def test_yes_or_no_in_other_languages_is_no_statement_either(answer: str) -> None:
+    assert claims.split(answer, 77, words) == claims.Split((), "answer_without_statement")
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        "x, " * 66_666,
+        "A red circle. " * 14_000,
+        "word " * 40_000,
+        "红" * 200_000,
+        "A red circle is here and goes on, " * 5_800,
+        "1. a\n" * 40_000,
+        "*" * 200_000,
+        "no " * 66_666,
+        "sorry, but " * 18_000,
+    ],
+    ids=range(9),
+)
+def test_two_hundred_thousand_characters_come_to_few_claims_and_the_rest_is_counted(output: str) -> None:
+    found = claims.split(output, 77, words)
+    assert len(found.claims) <= claims.MAX_CLAIMS
+    assert found.reason is not None or found.left_out > 0 or len(output) < claims.LONG * claims.MAX_CLAIMS
+    assert all(words(claim.text) <= 77 and output[claim.start : claim.end] == claim.text for claim in found.claims)
+
+
+def test_of_too_many_claims_the_first_the_last_and_an_even_share_are_checked() -> None:
+    output = " ".join(f"Circle {i}." for i in range(1000))
+    found = claims.split(output, 77, words)
+    assert (found.claims[0].text, found.claims[-1].text) == ("Circle 0.", "Circle 999.")
+    assert len(found.claims) + found.left_out == 1000
+    gaps = [int(b.text[7:-1]) - int(a.text[7:-1]) for a, b in zip(found.claims, found.claims[1:], strict=False)]
+    assert max(gaps) - min(gaps) <= 1
+
+
 @given(st.one_of(texts, sentences), st.integers(4, 20))
 def test_spans_reproduce_the_text_in_order_without_overlap(output: str, limit: int) -> None:
     end = 0

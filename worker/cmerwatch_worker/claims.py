@@ -10,30 +10,49 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
+
+from cmerwatch_worker import statements
 
 REFUSAL = "refusal"
 BARE_ANSWER = "answer_without_statement"
+DENIED_DETAIL = "denied_detail"
 UNREADABLE = "unreadable_script"
 NOTHING_VISUAL = "nothing_visual"
+NOT_CHECKED = "claims_not_checked"
+
+# An answer of so many sentences is a document of some 2 000 words. Of more, as many are checked, evenly spread: one
+# output once came to 66 666 claims, minutes of a checker's time, and errors lie late in long texts.
+MAX_CLAIMS = 128
+LONG = 2000  # characters; what runs on without a sentence's end is cut here before anything counts its tokens
 
 Span = tuple[int, int]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """`text` is exactly output[start:end]."""
+    """`text` is exactly output[start:end]. `statement` is what to compare where that is not the text itself: a short
+    answer with its question, or, `negated`, what the text says is not there."""
 
     start: int
     end: int
     text: str
+    statement: str | None = None
+    negated: bool = False
+
+    @property
+    def said(self) -> str:
+        return self.statement or self.text
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """The claims, or, when there is none, the reason why nothing can be checked."""
+    """The claims, or, when there is none, the reason why nothing can be checked. `left_out`: claims over the cap."""
 
     claims: tuple[Claim, ...]
     reason: str | None = None
+    left_out: int = 0
 
 
 def split(
@@ -41,22 +60,60 @@ def split(
     context_length: int,
     count_tokens: Callable[[str], int],
     can_read: Callable[[str], bool] = lambda text: True,
+    prompt: str = "",
 ) -> Split:
     """Every claim of `output`, each at most `context_length` tokens by `count_tokens` (which counts specials too)."""
-    kept: list[Claim] = []
+
+    def fits(text: str) -> bool:
+        return can_read(text) and count_tokens(text) <= context_length
+
+    try:
+        if (composed := _composed(output, prompt, fits)) is not None:
+            return Split((composed,))
+    except statements.DeniedDetail:
+        return Split((), DENIED_DETAIL)
+    kept: list[Span] = []
     dropped: set[str] = set()
     for start, end in pieces(output):
         why = _why_dropped(output[start:end])
         if why is None and not can_read(output[start:end]):
             why = UNREADABLE
         if why is None:
-            kept.extend(_fitting(output, (start, end), context_length, count_tokens))
+            kept.append((start, end))
         else:
             dropped.add(why)
-    if kept:
-        return Split(tuple(kept))
-    # The most telling reason first: "I'm sorry. No." is a refusal, not an answer.
-    return Split((), next((why for why in (REFUSAL, BARE_ANSWER, UNREADABLE) if why in dropped), NOTHING_VISUAL))
+    if not kept:
+        # The most telling reason first: "I'm sorry. No." is a refusal, not an answer.
+        return Split((), next((why for why in (REFUSAL, BARE_ANSWER, UNREADABLE) if why in dropped), NOTHING_VISUAL))
+    chosen = _spread(kept, MAX_CLAIMS)
+    fitting = [claim for span in chosen for claim in _fitting(output, span, context_length, count_tokens)]
+    found = _spread(fitting, MAX_CLAIMS)
+    left_out = len(kept) - len(chosen) + len(fitting) - len(found)
+    return Split(tuple(_with_sign(claim, fits) for claim in found), left_out=left_out)
+
+
+def _composed(output: str, prompt: str, fits: Callable[[str], bool]) -> Claim | None:
+    """A short answer put together with its question. Raises statements.DeniedDetail."""
+    statement = statements.compose(prompt, output) if prompt and len(output) <= LONG else None
+    if statement is None or not fits(statement.text):
+        return None
+    start, end = next(_trimmed(output, 0, len(output)))
+    return Claim(start, end, output[start:end], statement.text, statement.negated)
+
+
+def _with_sign(claim: Claim, fits: Callable[[str], bool]) -> Claim:
+    """ "There is no dog." is the claim that there is a dog, denied."""
+    denied = statements.denied(claim.text)
+    if denied is None or not fits(denied.text):
+        return claim
+    return Claim(claim.start, claim.end, claim.text, denied.text, negated=True)
+
+
+def _spread(items: list[T], n: int) -> list[T]:
+    """At most n of them, evenly spread, the first and the last among them."""
+    if len(items) <= n:
+        return items
+    return [items[round(i * (len(items) - 1) / (n - 1))] for i in range(n)]
 
 
 # --- sentences and bullets -------------------------------------------------------------------------------------
@@ -129,6 +186,12 @@ def _ends_at_point(before: str, rest: str, goes_on: bool) -> bool:
 
 
 def _trimmed(text: str, start: int, end: int) -> Iterator[Span]:
+    """The span without what surrounds it; one of more than LONG characters comes in several."""
+    while end - start > LONG:
+        cut = max(text.rfind(mark, start + LONG // 2, start + LONG) for mark in (", ", "，", "、", " "))
+        cut = start + LONG if cut < 0 else cut + 1
+        yield from _trimmed(text, start, cut)
+        start = cut
     while start < end and (text[start].isspace() or text[start] in "*_#•‣◦▪●"):
         start += 1
     while end > start and (text[end - 1].isspace() or text[end - 1] in "*_#•‣◦▪●"):
@@ -139,7 +202,11 @@ def _trimmed(text: str, start: int, end: int) -> Iterator[Span]:
 
 # --- what has nothing to check -----------------------------------------------------------------------------------
 
-_BARE = re.compile(r"(?:yes|yeah|yep|no|nope|[-+]?[\d.,:/]*\d\s*%?)")
+_YES_NO = (
+    "yes|yeah|yep|yup|no|nope|true|false|sí|si|oui|non|ja|nein|nee|sim|não|tak|nie|да|нет|так|ні|evet|hayır|ναι|όχι"
+    "|是|是的|不|不是|有|没有|没|対|はい|いいえ|네|예|아니요|아니오|نعم|لا|כן|לא|हाँ|हां|नहीं|ใช่|ไม่"
+)
+_BARE = re.compile(rf"(?:{_YES_NO}|[-+]?[\d.,:/]*\d\s*%?)")
 _APOLOGY = (
     r"(?:(?:i['’]?m|i am|we['’]?re) )?(?:very |so |really |truly )?sorry"
     r"|unfortunately|(?:my )?apologies|i apologi[sz]e"
@@ -186,19 +253,31 @@ _META = (
     r"|(?:the )?(?:answer|description|summary|caption|response|output|result|conclusion|note|details|overview)(?: is)?"
 )
 _TALK = re.compile(rf"(?:{_GREETING}|{_HEDGE}|{_META})", re.DOTALL)
-_EDGES = re.compile(r"^[\W_]+|[\W_]+$")
 
 
 def _why_dropped(piece: str) -> str | None:
     """None keeps the piece. In doubt it is kept: a claim too many costs a look, a lost one hides an error."""
     if not any(_can_be_seen(c) for c in piece):
         return NOTHING_VISUAL
-    plain = _EDGES.sub("", " ".join(piece.lower().split()))
+    plain = _without_edges(" ".join(piece.lower().split()))
     if _BARE.fullmatch(plain) or plain.isdigit():
         return BARE_ANSWER
     if _REFUSAL.fullmatch(plain):
         return REFUSAL
     return NOTHING_VISUAL if _TALK.fullmatch(plain) else None
+
+
+def _without_edges(text: str) -> str:
+    start, end = 0, len(text)
+    while start < end and not _is_of_a_word(text[start]):
+        start += 1
+    while end > start and not _is_of_a_word(text[end - 1]):
+        end -= 1
+    return text[start:end]
+
+
+def _is_of_a_word(c: str) -> bool:
+    return c.isalnum() or unicodedata.category(c)[0] == "M"  # many scripts end words with a mark that is no letter
 
 
 def _can_be_seen(c: str) -> bool:
@@ -229,13 +308,26 @@ def _fitting(text: str, span: Span, limit: int, count: Callable[[str], int], lev
 
 def _packed(text: str, start: int, joints: list[int], limit: int, count: Callable[[str], int]) -> Iterator[Span]:
     """Neighbouring parts joined while they fit, so that a claim is as much of the sentence as can be."""
-    end = start
-    for joint in joints:
-        if end > start and count(text[start:joint]) > limit:
-            yield start, end
-            start = end
-        end = joint
-    yield start, end
+    at = 0
+    while at < len(joints):
+        many = _how_many_fit(text, start, joints[at : at + limit + 1], limit, count)
+        yield start, joints[at + many - 1]
+        start, at = joints[at + many - 1], at + many
+
+
+def _how_many_fit(text: str, start: int, joints: list[int], limit: int, count: Callable[[str], int]) -> int:
+    """At least one: doubled while they fit, then halved in between. Counting after every joint was quadratic."""
+    fit, over = 1, 2
+    while over <= len(joints) and count(text[start : joints[over - 1]]) <= limit:
+        fit, over = over, over * 2
+    over = min(over, len(joints) + 1)
+    while over - fit > 1:
+        middle = (fit + over) // 2
+        if count(text[start : joints[middle - 1]]) <= limit:
+            fit = middle
+        else:
+            over = middle
+    return fit
 
 
 def _by_characters(text: str, span: Span, limit: int, count: Callable[[str], int]) -> Iterator[Claim]:

@@ -15,10 +15,11 @@ import numpy as np
 from cmerwatch import blobs, errors
 from cmerwatch.settings import Settings
 from cmerwatch.shapes import CheckResult, Claimed
-from cmerwatch_worker import calibrating, claims, scoring
+from cmerwatch_worker import calibrating, claims, scoring, statements
 from cmerwatch_worker.checkers.base import Checker
 from cmerwatch_worker.decode import Limits
 from cmerwatch_worker.decode_pool import Crashed, Decoded, Job, Outcome, Pool, Refused
+from cmerwatch_worker.reference import Reference
 from cmerwatch_worker.scoring import Array
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,21 @@ class Checked:
     results: list[CheckResult] = field(default_factory=list)
     failed: dict[uuid.UUID, str] = field(default_factory=dict)
     postponed: dict[uuid.UUID, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Scorable:
+    """An event with what is to be compared: its claims, what its prompt takes for granted, its pictures."""
+
+    event: Claimed
+    split: claims.Split
+    presupposed: str | None
+    seen: list[Picture]
+
+    @property
+    def texts(self) -> list[str]:
+        said = [claim.said for claim in self.split.claims]
+        return said if self.presupposed is None else [*said, self.presupposed]
 
 
 class Memory:
@@ -164,7 +180,7 @@ class Runtime:
         """A result or a reason to try again for every event of the batch."""
         pictures = self._pictures(prepared)
         checked = Checked()
-        scorable: list[tuple[Claimed, tuple[claims.Claim, ...], list[Picture]]] = []
+        scorable: list[Scorable] = []
         for event in prepared.events:
             seen = [pictures[sha256] for sha256 in event.images]
             if away := next((p.away for p in seen if p.away), None):
@@ -174,13 +190,11 @@ class Runtime:
             elif (settled := _settled_by_images(event, seen)) is not None:
                 checked.results.append(settled)
             else:
-                split = claims.split(
-                    event.output, self.checker.context_length, self.checker.count_tokens, self.checker.can_read
-                )
+                split = self._split(event)
                 if split.reason is not None:
                     checked.results.append(CheckResult(event, "unscorable", reasons=(split.reason,)))
                 else:
-                    scorable.append((event, split.claims, seen))
+                    scorable.append(Scorable(event, split, self._presupposed(event.prompt), seen))
         self._score(scorable, checked)
         return checked
 
@@ -212,33 +226,58 @@ class Runtime:
     def _embed_images(self, decoded: Sequence[Decoded]) -> Array:
         return self.checker.embed_images(np.stack([one.pixels for one in decoded]))
 
-    def _score(
-        self, scorable: Sequence[tuple[Claimed, tuple[claims.Claim, ...], list[Picture]]], checked: Checked
-    ) -> None:
-        texts = list(dict.fromkeys(claim.text for _, pieces, _ in scorable for claim in pieces))
+    def _split(self, event: Claimed) -> claims.Split:
+        checker = self.checker
+        return claims.split(
+            event.output, checker.context_length, checker.count_tokens, checker.can_read, prompt=event.prompt
+        )
+
+    def _presupposed(self, prompt: str) -> str | None:
+        text = statements.presupposed(prompt)
+        fits = text is not None and self.checker.count_tokens(text) <= self.checker.context_length
+        return text if fits and self.checker.can_read(text or "") else None
+
+    def _score(self, scorable: Sequence[Scorable], checked: Checked) -> None:
+        texts = list(dict.fromkeys(text for one in scorable for text in one.texts))
         rows = scoring.embed_all(self.checker.embed_texts, texts, TEXT_CHUNK, self.progress)
         embedded = dict(zip(texts, rows, strict=True))
         frozen = self.reference  # one for the whole batch
-        for event, pieces, seen in scorable:
-            of_texts = [embedded[claim.text] for claim in pieces]
-            error = next((row for row in of_texts if isinstance(row, Exception)), None)
+        for one in scorable:
+            found = [embedded[text] for text in one.texts]
+            error = next((row for row in found if isinstance(row, Exception)), None)
             if error is not None:
-                self._refuse_text(event, error, checked)
-                continue
-            images = np.stack([p.embedding for p in seen if p.embedding is not None])
-            notes = tuple(dict.fromkeys(note for picture in seen for note in picture.notes))
-            stacked = np.stack([row for row in of_texts if isinstance(row, np.ndarray)])
-            result = scoring.score_event(self.checker, frozen, event, pieces, images, stacked, notes)
-            # A blank picture says nothing of how well a text fits its own.
-            if frozen is None and result.outcome == "scored" and "blank_image" not in notes:
-                result = replace(result, sample=self._strangers.sample(self.checker, event, images, stacked))
-            checked.results.append(result)
+                self._refuse_text(one.event, error, checked)
+            else:
+                stacked = np.stack([row for row in found if isinstance(row, np.ndarray)])
+                checked.results.append(self._result(one, stacked, frozen))
+
+    def _result(self, one: Scorable, texts: Array, frozen: Reference | None) -> CheckResult:
+        """`texts`: the embeddings of the claims, then of what the prompt takes for granted, if anything."""
+        images = np.stack([picture.embedding for picture in one.seen if picture.embedding is not None])
+        notes = tuple(dict.fromkeys(note for picture in one.seen for note in picture.notes))
+        pieces = one.split.claims
+        result = scoring.measure(one.event, pieces, images, texts, (*notes, *_left_out(one.split)))
+        if result.outcome != "scored":
+            return result
+        if frozen is not None:
+            return scoring.judge(self.checker, frozen, result)
+        # A blank picture says nothing of how well a text fits its own, nor does a text that denies.
+        stated = np.array([not piece.negated for piece in pieces])
+        if "blank_image" in notes or not stated.any():
+            return result
+        told = texts[: len(pieces)][stated]
+        return replace(result, sample=self._strangers.sample(self.checker, one.event, images, told))
 
     def _refuse_text(self, event: Claimed, error: Exception, checked: Checked) -> None:
         if _may_pass(error):
             checked.failed[event.event_id] = name_of(error)
         else:
             checked.results.append(CheckResult(event, "model_error", reasons=(name_of(error),)))
+
+
+def _left_out(split: claims.Split) -> tuple[str, ...]:
+    """Never silently: the cap's leftovers are counted beside the check."""
+    return (f"{claims.NOT_CHECKED}:{split.left_out}",) if split.left_out else ()
 
 
 def _projects_by_image(events: Sequence[Claimed]) -> dict[str, list[uuid.UUID]]:

@@ -54,54 +54,91 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
-def score_event(
-    checker: Checker,
-    frozen: Reference | None,
+def measure(
     event: Claimed,
     pieces: Sequence[claims.Claim],
     images: Array,
     texts: Array,
     reasons: Sequence[str],
 ) -> CheckResult:
-    """`images` (i, d) and `texts` (c, d) of one event, L2-normalised. Each claim counts by its best image.
+    """Raw cosines, before any reference. `images` (i, d) and `texts` of one event, L2-normalised.
 
-    Without a reference only raw cosines are known, and `judge` says the rest once there is one.
+    `texts` has a row for each piece and may have one more, of what the prompt takes for granted. Each text counts by
+    its best image.
     """
     if not (np.isfinite(images).all() and np.isfinite(texts).all()):
         return CheckResult(event, "model_error", reasons=("embedding_not_a_number",))
     each = np.clip(texts @ images.T, -1.0, 1.0)
-    best = each.max(axis=1)
-    result = CheckResult(
+    best = each.max(axis=1).tolist()
+    scores = tuple(
+        ClaimScore(
+            piece.start,
+            piece.end,
+            best[i],
+            statement=piece.statement,
+            negated=piece.negated,
+            images=tuple(each[i].tolist()) if len(images) > 1 else (),
+        )
+        for i, piece in enumerate(pieces)
+    )
+    return CheckResult(
         event,
         "scored",
-        similarity=float(best.min()),
-        claims=tuple(
-            ClaimScore(
-                piece.start,
-                piece.end,
-                float(best[i]),
-                images=tuple(each[i].tolist()) if len(images) > 1 else (),
-            )
-            for i, piece in enumerate(pieces)
-        ),
+        similarity=min(claim.similarity for claim in stated(scores) or scores),
+        claims=scores,
         reasons=tuple(reasons),
+        prompt_similarity=best[len(pieces)] if len(best) > len(pieces) else None,
     )
-    return result if frozen is None else judge(checker, frozen, result)
+
+
+def stated(scores: Sequence[ClaimScore]) -> list[ClaimScore]:
+    """The claims that say what is there. A denied one is right when its cosine is low."""
+    return [claim for claim in scores if not claim.negated]
 
 
 def judge(checker: Checker, frozen: Reference, result: CheckResult) -> CheckResult:
     """The result with percentiles, score and what they give reason to suspect, from its stored cosines alone."""
     kind = result.event.slice.prompt_type
-    logits = base.logits(checker, np.array([claim.similarity for claim in result.claims], np.float32))
-    own = reference.percentile(frozen, kind, logits)
-    foreign = reference.mismatch_percentile(frozen, kind, logits.min(keepdims=True))
-    fits_no_better = foreign is not None and foreign[0] < FOREIGN_PERCENTILE
+    us = _percentiles(checker, frozen, kind, result.claims)
+    positive = [claim.similarity for claim in stated(result.claims)]
+    own, foreign = _places(checker, frozen, kind, min(positive)) if positive else (None, None)
+    reasons = list(result.reasons)
+    if _looks_foreign(own, foreign):
+        reasons.append("wrong_image")
+    if result.prompt_similarity is not None and _looks_foreign(
+        *_places(checker, frozen, kind, result.prompt_similarity)
+    ):
+        reasons.append("prompt_does_not_fit")
     return dataclasses.replace(
         result,
-        score=reference.score(own),
-        mismatch_percentile=None if foreign is None else float(foreign[0]),
+        score=reference.score(us),
+        mismatch_percentile=foreign,
         claims=tuple(
-            dataclasses.replace(claim, percentile=float(u)) for claim, u in zip(result.claims, own, strict=True)
+            dataclasses.replace(claim, percentile=float(u)) for claim, u in zip(result.claims, us, strict=True)
         ),
-        reasons=(*result.reasons, "wrong_image") if own.min() < LOW_PERCENTILE and fits_no_better else result.reasons,
+        reasons=tuple(reasons),
     )
+
+
+def _percentiles(checker: Checker, frozen: Reference, kind: str, scores: Sequence[ClaimScore]) -> NDArray[np.float64]:
+    """u of each claim. A denied statement stands among mismatched pairs: one that fits like few of them was denied
+    wrongly. Without such pairs nothing is known of it, which is the middle."""
+    logits = base.logits(checker, np.array([claim.similarity for claim in scores], np.float32))
+    us = reference.percentile(frozen, kind, logits)
+    is_denied = np.array([claim.negated for claim in scores])
+    if is_denied.any():
+        denied = reference.denied_percentile(frozen, kind, logits)
+        us = np.where(is_denied, 0.5 if denied is None else denied, us)
+    return us
+
+
+def _places(checker: Checker, frozen: Reference, kind: str, cosine: float) -> tuple[float, float | None]:
+    """Percentile among claims with their own image, and among mismatched ones where there are any."""
+    logit = base.logits(checker, np.array([cosine], np.float32))
+    foreign = reference.mismatch_percentile(frozen, kind, logit)
+    return float(reference.percentile(frozen, kind, logit)[0]), None if foreign is None else float(foreign[0])
+
+
+def _looks_foreign(own: float | None, foreign: float | None) -> bool:
+    """Low for its own image, and no better than the typical text about another one."""
+    return own is not None and foreign is not None and own < LOW_PERCENTILE and foreign < FOREIGN_PERCENTILE
