@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import markupsafe
 
+from cmerwatch import models
 from cmerwatch_web import charts
 
 # What CLIP-type checkers are known to be near chance at; bench/README.md has what was measured of the demo's.
@@ -40,6 +41,34 @@ CONFIDENCE_STATUS = {
     "reported_by_app": "reported by the app",
     "not_reported": "not reported",
 }
+
+
+JUDGE_REASONS = {
+    "timeout": "it did not answer in time",
+    "unreachable": "it could not be reached",
+    "no_logprobs": "it gives no log-probabilities, without which its answer is no number",
+    "unclear": "it answered neither yes nor no",
+    "not_json": "its answer could not be read",
+    "too_long": "its answer did not end",
+    "no_picture": "a picture of this event is gone",
+    "store_away": "the image store is away",
+    "over_budget": "the day's budget for it is spent",
+    "judge_died": "its worker died over this event, three times",
+    "http_429": "it asked for patience",
+}
+
+
+def judge(found: models.Judgement | None) -> str:
+    """A sentence about the second opinion; nothing where none was asked for."""
+    if found is None:
+        return ""
+    name = found.judge or "The judge"
+    why = JUDGE_REASONS.get(found.reason, f"it answered {found.reason.replace('_', ' ')}" if found.reason else "")
+    if found.state == "judged":
+        return f"Judged by {name}, a second opinion beside the checker: neither score nor flag reads it."
+    if found.state == "waiting":
+        return f"Waiting for the judge{': ' + why + ', and is asked again' if why else ''}."
+    return f"No opinion from {name}: {why}."
 
 
 @dataclass(frozen=True, slots=True)
