@@ -22,6 +22,7 @@ from cmerwatch import access, blobs, checks, db, demo, doctor, embedded, errors,
 
 DEFAULT_PORT = 8383
 STALL_SECONDS = 180.0
+TELL_SECONDS = 30.0
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 key_app = typer.Typer(no_args_is_help=True, help="API keys of a project.")
@@ -67,39 +68,48 @@ def say(line: str) -> None:
 def demo_command(port: Port = None, data_dir: Folder = None, browser: Browser = True, as_json: AsJson = False) -> None:
     """A filled console: a recorded run of a real model, every event checked by the real worker. Ctrl-C stops it."""
     folder = embedded.DataFolder(data_dir or embedded.default_folder("demo"))
-    os.environ["CMERWATCH_CHECKER"] = "demo"
-    run_stack(folder, port, (demo.PROJECT, "Demo", demo.PROJECT), fill_demo, browser=browser, as_json=as_json)
+    chosen = choose_port(port)
+    os.environ.update(demo.environment(chosen))
+    first = (demo.PROJECT, "Demo", demo.PROJECT)
+    run_stack(folder, chosen, first, fill_demo, watch_demo, browser=browser, as_json=as_json)
 
 
 @app.command()
 def up(port: Port = None, data_dir: Folder = None, browser: Browser = False, as_json: AsJson = False) -> None:
     """The same stack without seeded data, with the checker of CMERWATCH_CHECKER. Ctrl-C stops it."""
     folder = embedded.DataFolder(data_dir or embedded.default_folder("up"))
-    run_stack(folder, port, ("default", "Default", "admin"), lambda machine: None, browser=browser, as_json=as_json)
+    first = ("default", "Default", "admin")
+    run_stack(
+        folder, choose_port(port), first, lambda machine: None, lambda machine: {}, browser=browser, as_json=as_json
+    )
 
 
 def run_stack(
     folder: embedded.DataFolder,
-    port: int | None,
+    port: int,
     first: tuple[str, str, str],
     fill: Callable[[embedded.Machine], None],
+    finish: Callable[[embedded.Machine], dict[str, str]],
     *,
     browser: bool,
     as_json: bool,
 ) -> None:
-    """Start everything, fill it, print one line, run until SIGINT or SIGTERM. `first`: slug, name, login."""
+    """Start everything, fill it, print one line, run until SIGINT or SIGTERM.
+
+    `first`: slug, name, login. `finish` runs once the web server answers; what it returns is printed too.
+    """
     refuse_demo_checker_in_production()
     folder.open()
     stack = embedded.Stack(say)
     try:
         with stack.running():
-            machine = embedded.open_machine(stack, folder, choose_port(port), say)
+            machine = embedded.open_machine(stack, folder, port, say)
             say("starting the worker")
             machine.start_worker()
             fill(machine)
             say("starting the web server")
             machine.start_web()
-            announce(machine, *first, as_json=as_json)
+            announce(machine, *first, finish(machine), as_json=as_json)
             if browser:
                 open_browser(machine.url)
             stack.watch()
@@ -131,6 +141,35 @@ def fill_demo(machine: embedded.Machine) -> None:
         demo.seed(machine.engine, store, show)
     with bar("checking events", machine) as show:
         wait_until_checked(machine, show)
+
+
+def watch_demo(machine: embedded.Machine) -> dict[str, str]:
+    """Let the rules look at what is laid and wait until the sink was told; who may review, and the webhook's secret."""
+    with db.transaction() as session:
+        secret = demo.watch(session, machine.url)
+        project = demo.ensure_project(session)
+        reviewer = projects.ensure_user(session, project, demo.REVIEWER, "Reviewer", "reviewer")
+        kept_in = machine.folder.path / "secrets" / "reviewer_api_key"
+        key = projects.ensure_key(session, project, kept_in, "reviewer", ["review"], reviewer.id)
+    wait_until_told(machine)
+    return {"reviewer_api_key": key, "webhook_secret": secret}
+
+
+def wait_until_told(machine: embedded.Machine) -> None:
+    """The console is of use without them, so a channel that stays silent delays the start no longer than this."""
+    total = demo.untold()
+    give_up = time.monotonic() + TELL_SECONDS
+    with bar("sending alerts", machine) as show:
+
+        def is_done() -> bool:
+            left = demo.untold()
+            show(total - left, total)
+            return left == 0 or time.monotonic() > give_up
+
+        if total:
+            machine.stack.watch(until=is_done)
+    if left := demo.untold():
+        say(f"{left} messages of alerts are not delivered yet; {machine.url}/settings/channels says why")
 
 
 def wait_until_checked(machine: embedded.Machine, show: Show) -> None:
@@ -178,14 +217,17 @@ def bar(label: str, machine: embedded.Machine) -> Iterator[Show]:
             print(file=sys.stderr)
 
 
-def announce(machine: embedded.Machine, slug: str, name: str, login: str, *, as_json: bool) -> None:
+def announce(
+    machine: embedded.Machine, slug: str, name: str, login: str, more: dict[str, str], *, as_json: bool
+) -> None:
     """The one line on stdout."""
     with db.transaction() as session:
         project = projects.ensure(session, slug, name, login)
         api_key = projects.ensure_key(session, project, machine.folder.path / "secrets" / "api_key")
         link = projects.sign_in_link(session, machine.url, login)
     if as_json:
-        print(json.dumps({"url": machine.url, "sign_in_url": link, "api_key": api_key, "pid": os.getpid()}), flush=True)
+        ready = {"url": machine.url, "sign_in_url": link, "api_key": api_key, **more, "pid": os.getpid()}
+        print(json.dumps(ready), flush=True)
     else:
         print(f"ready: {machine.url}  sign in once: {link}  API key: {api_key}", flush=True)
 

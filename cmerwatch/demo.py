@@ -12,16 +12,62 @@ from collections.abc import Callable, Iterator, Sequence
 import sqlalchemy as sa
 from sqlalchemy import orm
 
-from cmerwatch import access, blobs, checks, db, demo_data, events, models, partitions, projects
+from cmerwatch import (
+    access,
+    alert_rules,
+    alerts,
+    blobs,
+    channels,
+    checks,
+    db,
+    demo_data,
+    events,
+    models,
+    partitions,
+    projects,
+)
 from cmerwatch.shapes import Slice
 
 PROJECT = "demo"
+REVIEWER = "reviewer"
 DAYS = 8
 CHUNK = 64  # events per transaction: few enough that the worker begins at once
 
 
 def ensure_project(session: orm.Session) -> models.Project:
+    """Not watched before its history is laid and checked: half of it would raise alerts about the other half."""
     return projects.ensure(session, PROJECT, "Demo", login=PROJECT, watched=False)
+
+
+def environment(port: int) -> dict[str, str]:
+    """What the demo's processes are told beside a stack's own settings: its checker, and a sink that its channels may
+    reach although it is on this machine."""
+    return {
+        "CMERWATCH_CHECKER": "demo",
+        "CMERWATCH_DEMO_SINK": "true",
+        "CMERWATCH_ALLOW_PRIVATE_TARGETS": f"127.0.0.1:{port}",
+    }
+
+
+def watch(session: orm.Session, base_url: str) -> str:
+    """Rules over the history that is laid, channels to the sink, and the first evaluation, which the worker's own
+    would make some seconds later. Returns the webhook's secret. A later start only points the channels at its port."""
+    project = ensure_project(session)
+    secret = channels.ensure_demo(session, project.id, PROJECT, base_url)
+    alert_rules.ensure_default(session, project.id)
+    while alerts.evaluate(session, project.id).has_more:
+        session.flush()
+    return secret
+
+
+def untold() -> int:
+    """How many messages of its alerts are still on their way to the sink."""
+    with db.transaction() as session:
+        project_id = access.project_of_slug(session, PROJECT).id
+        pending = sa.select(sa.func.count()).where(
+            models.Delivery.project_id == project_id, models.Delivery.state == "pending"
+        )
+        return session.scalar(pending) or 0
 
 
 def seed(engine: sa.Engine, store: blobs.BlobStore, progress: Callable[[int, int], None]) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -38,17 +40,33 @@ def create(session: orm.Session, slug: str, name: str, *, watched: bool = True) 
     return project
 
 
-def ensure_key(session: orm.Session, project: models.Project, kept_in: Path) -> str:
-    """A key to send and read with, the same on every start: apps that were given it go on working."""
+def ensure_key(
+    session: orm.Session,
+    project: models.Project,
+    kept_in: Path,
+    name: str = "first key",
+    scopes: Sequence[str] = KEY_SCOPES,
+    user_id: uuid.UUID | None = None,
+) -> str:
+    """A key, to send and read with unless other scopes are named, the same on every start: apps that were given it go
+    on working."""
     with contextlib.suppress(FileNotFoundError, errors.Unauthenticated):
         key = kept_in.read_text().strip()
         if access.principal_of_key(session, f"Bearer {key}").project_id == project.id:
             return key
-    key = access.create_key(session, project.id, "first key", KEY_SCOPES)
+    key = access.create_key(session, project.id, name, scopes, user_id)
     descriptor = os.open(kept_in, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(key)
     return key
+
+
+def ensure_user(session: orm.Session, project: models.Project, login: str, name: str, role: str) -> models.User:
+    """The person of that login, made with this role on the first start."""
+    try:
+        return user_of_login(session, login)
+    except errors.NotFound:
+        return access.create_user(session, project.id, login, name, role)
 
 
 def sign_in_link(session: orm.Session, public_url: str, login: str) -> str:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import base64
 import collections
 import datetime as dt
+import json
 import signal
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+import standardwebhooks
 
 from cmerwatch import blobs, db, demo, demo_data, doctor, intervals
 from tests.path.one_machine import REPOSITORY, Machine
@@ -52,7 +55,7 @@ def totals(running: Machine, group: str) -> dict[str, collections.Counter[str]]:
 
 
 def test_the_ready_line_says_all_a_script_needs(running: Machine) -> None:
-    assert set(running.ready) == {"url", "sign_in_url", "api_key", "pid"}
+    assert set(running.ready) == {"url", "sign_in_url", "api_key", "reviewer_api_key", "webhook_secret", "pid"}
     assert running.process is not None
     assert running.ready["pid"] == running.process.pid
     assert running.ready["sign_in_url"].startswith(running.ready["url"] + "/sign-in/")
@@ -116,6 +119,41 @@ def test_flagged_events_and_a_random_audit_wait_for_reviewers(running: Machine) 
 def test_the_key_may_send_and_read_and_nothing_else(running: Machine) -> None:
     public = running.ready["api_key"].split("_")[1]
     assert running.rows(f"SELECT scopes FROM api_keys WHERE id = '{public}'") == [(["ingest", "read"],)]
+
+
+def test_its_rules_have_fired_on_the_regressed_version_and_nobody_is_still_to_be_told(running: Machine) -> None:
+    good = recorded()[0].model_version
+    (regressed,) = {event.model_version for event in recorded()} - {good}
+    firing = [row for row in running.call("/v1/alerts")["rows"] if row["state"] == "firing"]
+    blamed = [row for row in firing if row["slice"] == {"model_version": regressed}]
+    assert {row["severity"] for row in blamed} == {"warning", "critical"}
+    assert not [row for row in firing if row["slice"].get("model_version") == good]
+    told = [delivery for row in firing for delivery in row["deliveries"]]
+    assert {delivery["state"] for delivery in told} == {"delivered"}
+    assert {delivery["channel"] for delivery in told} == {name for (name,) in running.rows("SELECT name FROM channels")}
+
+
+def test_the_sink_shows_the_exact_bodies_that_slack_pagerduty_and_a_webhook_were_sent(running: Machine) -> None:
+    sent = running.rows("SELECT kind, body FROM sink_messages")
+    assert {kind for kind, _ in sent} == {"slack", "pagerduty", "webhook"}
+    delivered = running.rows("SELECT count(*) FROM deliveries WHERE state = 'delivered'")[0][0]
+    assert len(sent) == delivered > 0
+    assert all(json.loads(body) for _, body in sent)
+
+
+def test_the_webhook_secret_it_prints_verifies_what_the_sink_was_sent(running: Machine) -> None:
+    verifier = standardwebhooks.Webhook(running.ready["webhook_secret"])
+    for headers, body in running.rows("SELECT headers, body FROM sink_messages WHERE kind = 'webhook'"):
+        assert verifier.verify(body, {name.lower(): value for name, value in headers.items()})
+
+
+def test_its_reviewer_key_works_the_queue_and_nothing_else(running: Machine) -> None:
+    key = running.ready["reviewer_api_key"]
+    taken = running.call("/v1/reviews/next", {}, key=key)
+    item, token = taken["item"]["id"], taken["lease"]["token"]
+    running.call(f"/v1/reviews/{item}/skip", {"lease_token": token, "reason": "tried by a test"}, key=key)
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        running.call("/v1/cmer", key=key)
 
 
 def test_the_sign_in_link_works_once(running: Machine) -> None:
