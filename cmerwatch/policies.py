@@ -18,6 +18,10 @@ from cmerwatch.shapes import DIMENSIONS, CheckResult, Decision, Slice
 # `auto` is 5 % of the frozen reference flagged: the score is uniform on matched pairs at any number of claims.
 AUTO_SIM_THRESHOLD = 0.05
 DEFAULT_CONF_THRESHOLD = 0.8
+MAX_RULES, MAX_VALUE = 100, 200
+# What a rule compares with its sim_threshold. `cosine` is the legacy rule of a fixed similarity: it knows neither how
+# many claims an output makes nor what is usual for its prompt type, and means something for CLIP-type checkers only.
+MEASURES = ("score", "cosine")
 DEFAULT_RULES: list[dict[str, Any]] = [{"match": {}, "conf_threshold": DEFAULT_CONF_THRESHOLD, "sim_threshold": "auto"}]
 
 
@@ -26,6 +30,7 @@ class Rule:
     match: tuple[tuple[str, str], ...]
     conf_threshold: float
     sim_threshold: float
+    measure: str = "score"
 
     def applies(self, to: Slice) -> bool:
         return all(getattr(to, name) == value for name, value in self.match)
@@ -45,7 +50,8 @@ class Policy:
         """Flagged = confidence above and score below; a null confidence is never flagged, only counted as low."""
         rule, confidence = self.rule_for(result.event.slice), result.event.confidence
         is_decided = is_calibrated and result.outcome == "scored" and result.score is not None
-        low = is_decided and result.score is not None and result.score < rule.sim_threshold
+        measured = result.score if rule.measure == "score" else result.similarity
+        low = is_decided and measured is not None and measured < rule.sim_threshold
         return Decision(
             policy_version=self.version,
             is_decided=is_decided,
@@ -58,7 +64,10 @@ class Policy:
 
 def parse(version: int, rules: Sequence[Mapping[str, Any]]) -> Policy:
     """Raises Invalid naming the rule and field; a set without a rule for everything else is refused."""
+    if len(rules) > MAX_RULES:
+        raise errors.Invalid(f"rules has {len(rules)} entries; at most {MAX_RULES} are allowed", field="rules")
     parsed = sorted((_rule(index, rule) for index, rule in enumerate(rules)), key=lambda rule: -len(rule.match))
+    _require_different([rule.match for rule in parsed])
     if not parsed or parsed[-1].match:
         raise errors.Invalid(
             'rules needs one rule with "match": {} for everything no other rule matches', field="rules"
@@ -73,10 +82,10 @@ def _rule(index: int, rule: Mapping[str, Any]) -> Rule:
             f'rules[{index}] must be an object whose "match" maps dimensions to text, such as {{"endpoint": "/vqa"}}',
             field="match",
         )
-    strange = sorted(set(rule) - {"match", "conf_threshold", "sim_threshold"})
+    strange = sorted(set(map(str, rule)) - {"match", "conf_threshold", "sim_threshold", "measure"})
     if strange:
         raise errors.Invalid(
-            f"rules[{index}] has the field {strange[0]!r}; a rule has match, conf_threshold and sim_threshold",
+            f"rules[{index}] has the field {strange[0]!r}; a rule has match, conf_threshold, sim_threshold and measure",
             field=str(strange[0]),
         )
     unknown = sorted(set(match) - set(DIMENSIONS))
@@ -84,12 +93,44 @@ def _rule(index: int, rule: Mapping[str, Any]) -> Rule:
         raise errors.Invalid(
             f"rules[{index}].match names {unknown[0]!r}; the dimensions are {', '.join(DIMENSIONS)}", field="match"
         )
-    sim = rule.get("sim_threshold", "auto")
+    for value in match.values():
+        if len(value) > MAX_VALUE or not _is_storable(value):
+            raise errors.Invalid(
+                f"rules[{index}].match holds a value of more than {MAX_VALUE} characters, or one that cannot be stored",
+                field="match",
+                limit=MAX_VALUE,
+            )
+    sim, measure = rule.get("sim_threshold", "auto"), rule.get("measure", "score")
+    if measure not in MEASURES:
+        raise errors.Invalid(f"rules[{index}].measure must be one of {', '.join(MEASURES)}", field="measure")
+    if measure == "cosine" and sim == "auto":
+        raise errors.Invalid(
+            f"rules[{index}].sim_threshold must be a number where measure is cosine, such as 0.25: auto is 5 % of the "
+            "reference, which the score is measured against",
+            field="sim_threshold",
+        )
     return Rule(
         match=tuple(sorted(match.items())),
         conf_threshold=_share(index, "conf_threshold", rule.get("conf_threshold", DEFAULT_CONF_THRESHOLD)),
         sim_threshold=AUTO_SIM_THRESHOLD if sim == "auto" else _share(index, "sim_threshold", sim),
+        measure=measure,
     )
+
+
+def parse_match(rule: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """A rule's match as Rule keeps it, to find a rule again among the parsed ones."""
+    return tuple(sorted(rule.get("match", {}).items()))
+
+
+def _require_different(matches: Sequence[tuple[tuple[str, str], ...]]) -> None:
+    twice = next((match for match in matches if matches.count(match) > 1), None)
+    if twice is not None:
+        named = ", ".join(f"{name} {value!r}" for name, value in twice) or "everything else"
+        raise errors.Invalid(f"rules has two rules for {named}; only one of them could ever apply", field="match")
+
+
+def _is_storable(value: str) -> bool:
+    return "\0" not in value and value.encode("utf-8", "replace").decode() == value
 
 
 def _share(index: int, field: str, value: Any) -> float:
@@ -133,20 +174,71 @@ def changes(
     ).all()
 
 
-def create(session: orm.Session, project_id: uuid.UUID, rules: list[dict[str, Any]], created_by: str) -> int:
-    """Append the next version and return its number. Raises Conflict where another took that number meanwhile."""
+def versions(session: orm.Session, project_id: uuid.UUID, limit: int = 100) -> Sequence[models.PolicyVersion]:
+    """The newest first: the one in force is the first."""
+    return session.scalars(
+        sa.select(models.PolicyVersion)
+        .where(models.PolicyVersion.project_id == project_id)
+        .order_by(models.PolicyVersion.version.desc())
+        .limit(limit)
+    ).all()
+
+
+def version(session: orm.Session, project_id: uuid.UUID, number: int) -> models.PolicyVersion:
+    """Raises NotFound."""
+    found = session.get(models.PolicyVersion, (project_id, number)) if 0 < number < 2**31 else None
+    if found is None:
+        raise errors.NotFound(f"There is no policy version {number} in this project.")
+    return found
+
+
+def create(
+    session: orm.Session,
+    project_id: uuid.UUID,
+    rules: list[dict[str, Any]],
+    created_by: str,
+    based_on: int | None = None,
+) -> int:
+    """Append the next version and return its number.
+
+    Raises Conflict where another took that number meanwhile, or where `based_on` is not the newest any more.
+    """
     parse(0, rules)
     latest = session.scalar(
         sa.select(sa.func.max(models.PolicyVersion.version)).where(models.PolicyVersion.project_id == project_id)
     )
-    version = (latest or 0) + 1
-    row = {"project_id": project_id, "version": version, "rules": rules, "created_by": created_by}
-    made = session.scalar(
-        pg.insert(models.PolicyVersion).values(row).on_conflict_do_nothing().returning(models.PolicyVersion.version)
-    )
+    number = (latest or 0) + 1
+    row = {"project_id": project_id, "version": number, "rules": rules, "created_by": created_by}
+    made = None
+    if based_on is None or based_on == latest:
+        made = session.scalar(
+            pg.insert(models.PolicyVersion).values(row).on_conflict_do_nothing().returning(models.PolicyVersion.version)
+        )
     if made is None:
-        raise errors.Conflict(f"version {version} was saved by someone else meanwhile; look at it, then save again")
-    return version
+        newest = latest if based_on is not None and based_on != latest else number
+        raise errors.Conflict(
+            f"version {newest} was saved by someone else meanwhile; look at it, then save again", version=newest
+        )
+    return number
+
+
+def require_meaning(rules: Sequence[Mapping[str, Any]], checker: models.Checker | None) -> None:
+    """Raises Invalid for a fixed cosine where this checker's cosines have no fixed meaning, or none that is known."""
+    parsed = parse(0, rules)
+    if all(rule.measure == "score" for rule in parsed.rules):
+        return
+    if checker is None or checker.logit_scale is None:
+        raise errors.Invalid(
+            "measure cosine needs a checker that has noted its kind, and none has checked here so far: start a worker "
+            "and let it check something first",
+            field="measure",
+        )
+    if checker.logit_bias is not None:
+        raise errors.Invalid(
+            f"measure cosine is refused for {checker.name}: it is of the SigLIP kind, whose logit has a bias, so its "
+            "cosines are small numbers that no fixed threshold such as 0.25 fits; use the score",
+            field="measure",
+        )
 
 
 def ensure_default(session: orm.Session, project_id: uuid.UUID) -> None:

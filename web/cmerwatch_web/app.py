@@ -9,7 +9,7 @@ from fastapi import FastAPI
 
 from cmerwatch import blobs, db, queue, settings
 from cmerwatch_web import console, errors, security
-from cmerwatch_web.api import alerts, channels, cmer, events, health, images, reviews, sink
+from cmerwatch_web.api import alerts, channels, cmer, events, health, images, ledger, policies, reviews, sink
 
 STATEMENT_TIMEOUT_MS = 10_000  # a locked table answers 503 by then, before every thread waits for it
 
@@ -28,7 +28,7 @@ def create_app(configuration: settings.Settings | None = None) -> FastAPI:
     )
     app.state.settings = configuration
     app.state.blobs = blobs.FolderStore(configuration.blob_dir)
-    for part in (events, images, cmer, reviews, alerts, channels, health):
+    for part in (events, images, cmer, ledger, policies, reviews, alerts, channels, health):
         app.include_router(part.router)
     if configuration.demo_sink:
         app.include_router(sink.router)

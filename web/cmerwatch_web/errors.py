@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cmerwatch import errors
@@ -121,9 +122,18 @@ async def _refused(request: Request, error: Exception) -> JSONResponse:
     return answer(error)
 
 
-async def _http(request: Request, error: Exception) -> JSONResponse:
+async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    show = getattr(request.app.state, "show_error", None)
+    if show is not None and error.status_code in _HTTP_MESSAGES and wants_page(request):
+        shown: Response = show(request, error.status_code, _HTTP_MESSAGES[error.status_code], dict(error.headers or {}))
+        return shown
     return plain(error)
+
+
+def wants_page(request: Request) -> bool:
+    """A browser looking for a page: it asks for HTML by name, which no client of the API does."""
+    return not request.url.path.startswith("/v1") and "text/html" in request.headers.get("accept", "")
 
 
 def plain(error: HTTPException) -> JSONResponse:

@@ -1,4 +1,4 @@
-"""GET /v1/cmer and /v1/ledger: rates with their n, interval and coverage; and where every event is."""
+"""GET /v1/cmer: rates with their n, interval and coverage."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse
 from sqlalchemy import orm
 
-from cmerwatch import cmer_series, errors, ledger, models, shapes
+from cmerwatch import cmer_series, errors, models, policies, shapes
 from cmerwatch_web import deps
 from cmerwatch_web.api import events, times
 
 router = APIRouter(prefix="/v1", tags=["rates"])
 
 # What one answer may span: at most some ten thousand buckets.
-_MOST = {"5m": dt.timedelta(days=31), "1h": dt.timedelta(days=400), "1d": dt.timedelta(days=3660)}
+MOST = {"5m": dt.timedelta(days=31), "1h": dt.timedelta(days=400), "1d": dt.timedelta(days=3660)}
 
 
 @router.get("/cmer")
@@ -31,14 +31,20 @@ def get_cmer(
     bucket: str = "1h",
     group_by: Annotated[str | None, Query(description="Dimensions, separated by commas.")] = None,
     checker: str | None = None,
+    policy_version: Annotated[int | None, Query(ge=1, lt=2**31)] = None,
 ) -> JSONResponse:
-    """CMER by bucket and group, of the current checker unless another is named; the last 8 days by default."""
-    events.require_known(request, ("from", "to", "bucket", "group_by", "checker", *shapes.DIMENSIONS))
-    events.require_one_of("bucket", bucket, tuple(_MOST))
+    """CMER by bucket and group, of the current checker unless another is named; the last 8 days by default.
+
+    Each output counts as it was decided when it was checked; `policy_changes` says when that changed in the window.
+    With `policy_version` only that version's decisions count, and what another decided is `undecided`.
+    """
+    known = ("from", "to", "bucket", "group_by", "checker", "policy_version", *shapes.DIMENSIONS)
+    events.require_known(request, known)
+    events.require_one_of("bucket", bucket, tuple(MOST))
     groups = list(dict.fromkeys(name for name in (group_by or "").split(",") if name))
     for name in groups:
         events.require_one_of("group_by", name, shapes.DIMENSIONS)
-    first, last = times.window(start, to, cmer_series.DEFAULT_WINDOW, _MOST[bucket])
+    first, last = times.window(start, to, cmer_series.DEFAULT_WINDOW, MOST[bucket])
     found = _checker(session, principal.project_id, checker)
     rows = cmer_series.query(
         session,
@@ -49,12 +55,18 @@ def get_cmer(
         groups,
         events.dimensions(request),
         checker_id=found.id if found else None,
+        policy_version=None if policy_version is None else _policy(session, principal.project_id, policy_version),
     )
     answer = {
         "from": first.isoformat(),
         "to": last.isoformat(),
         "bucket": bucket,
         "checker": found.name if found else None,
+        "policy_version": policy_version,
+        "policy_changes": [
+            {"version": one.version, "at": one.created_at.isoformat()}
+            for one in policies.changes(session, principal.project_id, first, last)
+        ],
         "rows": [_rate(row) for row in rows],
     }
     return JSONResponse(answer)
@@ -68,6 +80,13 @@ def _checker(session: orm.Session, project_id: uuid.UUID, name: str | None) -> m
     if found is None:
         raise errors.Invalid("`checker` names none that ever checked here; copy its whole id.", field="checker")
     return found
+
+
+def _policy(session: orm.Session, project_id: uuid.UUID, number: int) -> int:
+    try:
+        return policies.version(session, project_id, number).version
+    except errors.NotFound as error:
+        raise errors.Invalid(error.message, field="policy_version") from None
 
 
 def _rate(row: cmer_series.CmerRow) -> dict[str, Any]:
@@ -97,25 +116,3 @@ def _rate(row: cmer_series.CmerRow) -> dict[str, Any]:
         "quarantined": row.quarantined,
         "undecided": row.undecided,
     }
-
-
-@router.get("/ledger")
-def get_ledger(
-    request: Request,
-    principal: deps.MayRead,
-    session: deps.Session,
-    start: times.From = None,
-    to: times.To = None,
-) -> JSONResponse:
-    """Per hour: accepted = scored + unscorable + invalid_image + model_error + quarantined + waiting."""
-    events.require_known(request, ("from", "to"))
-    first, last = times.window(start, to, cmer_series.DEFAULT_WINDOW, _MOST["1h"])
-    rows = ledger.hours(session, principal.project_id, first, last)
-    hours = [{"hour": row.hour.isoformat(), **_counts(row), "difference": row.difference} for row in rows]
-    return JSONResponse(
-        {"from": first.isoformat(), "to": last.isoformat(), "rows": hours, "totals": ledger.totals(rows)}
-    )
-
-
-def _counts(row: ledger.LedgerRow) -> dict[str, int]:
-    return {name: getattr(row, name) for name in ledger.COUNTS}

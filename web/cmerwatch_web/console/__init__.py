@@ -37,6 +37,7 @@ for part in (
     keys,
     users,
     audit,
+    policies,
     channels,
     sink,
 ):

@@ -77,6 +77,7 @@ def install(app: fastapi.FastAPI) -> None:
     """Register how the two exceptions above are answered."""
     app.add_exception_handler(SignInNeeded, _to_sign_in)
     app.add_exception_handler(PageError, _refused)
+    app.state.show_error = _show_error
 
 
 def render(request: Request, name: str, status: int = 200, **context: Any) -> Response:
@@ -130,6 +131,14 @@ async def _refused(request: Request, error: Exception) -> Response:
     return render(request, "error.html", error.error.status, error=error.error)
 
 
+def _show_error(request: Request, status: int, message: str, headers: dict[str, str]) -> Response:
+    """For a browser that asked for an address that nobody answers."""
+    kind = errors.NotFound if status == 404 else errors.Invalid
+    response = render(request, "error.html", status, error=kind(message))
+    response.headers.update(headers)
+    return response
+
+
 def _moment(value: dt.datetime, shown: str = "%Y-%m-%d %H:%M:%S") -> str:
     return format(value.astimezone(dt.UTC), shown)
 
@@ -145,7 +154,11 @@ def _age(value: dt.datetime) -> str:
 
 templates.env.globals.update(
     review_waiting=review_queue.waiting,
-    asset=assets.url, names=views.NAMES, windows=views.WINDOWS, blind_spots=words.BLIND_SPOTS, few=charts.FEW
+    asset=assets.url,
+    names=views.NAMES,
+    windows=views.WINDOWS,
+    blind_spots=words.BLIND_SPOTS,
+    few=charts.FEW,
 )
 templates.env.filters.update(
     percent=charts.percent,

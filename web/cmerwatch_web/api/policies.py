@@ -1,0 +1,84 @@
+"""/v1/policies: the thresholds in force, every version before them, the next one, and what it would have flagged."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Annotated, Any
+
+import pydantic
+from fastapi import APIRouter, Path, Request
+from fastapi.responses import JSONResponse
+
+from cmerwatch import access, cmer_series, models, policies, policy_preview
+from cmerwatch_web import deps
+from cmerwatch_web.api import events
+
+router = APIRouter(prefix="/v1/policies", tags=["policies"])
+
+
+class Rules(pydantic.BaseModel):
+    """`based_on`: the version that was looked at; another newest one is then a conflict."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
+
+    rules: Annotated[list[dict[str, Any]], pydantic.Field(max_length=policies.MAX_RULES)]
+    based_on: int | None = None
+
+
+@router.get("")
+def list_policies(request: Request, principal: deps.MaySeePolicies, session: deps.Session) -> JSONResponse:
+    """The newest 100 versions, the one in force first."""
+    events.require_known(request, ())
+    rows = policies.versions(session, principal.project_id)
+    return JSONResponse({"current": rows[0].version if rows else None, "rows": [_whole(row) for row in rows]})
+
+
+@router.get("/{version}")
+def get_policy(
+    principal: deps.MaySeePolicies, session: deps.Session, version: Annotated[int, Path(ge=1)]
+) -> JSONResponse:
+    return JSONResponse(_whole(policies.version(session, principal.project_id, version)))
+
+
+@router.post("", status_code=201)
+def create_policy(principal: deps.MayChangePolicies, session: deps.Session, sent: Rules) -> JSONResponse:
+    """The next version, in force for what is checked from now on."""
+    policies.require_meaning(sent.rules, cmer_series.current_checker(session, principal.project_id))
+    made = policies.create(session, principal.project_id, sent.rules, principal.actor, sent.based_on)
+    access.audit(
+        session, principal.actor, "policy.create", f"version {made}", principal.project_id, rules=len(sent.rules)
+    )
+    return JSONResponse(_whole(policies.version(session, principal.project_id, made)), 201)
+
+
+@router.post("/preview")
+def preview(principal: deps.MaySeePolicies, session: deps.Session, sent: Rules) -> JSONResponse:
+    """What these rules would have flagged over the last 7 days, per rule: exact, or from `least` to `most`."""
+    checker = cmer_series.current_checker(session, principal.project_id)
+    policies.require_meaning(sent.rules, checker)
+    end = dt.datetime.now(dt.UTC)
+    start = end - policy_preview.WINDOW
+    found = policy_preview.estimate(
+        session, principal.project_id, checker.id if checker else None, sent.rules, start, end
+    )
+    return JSONResponse(
+        {
+            "from": start.isoformat(),
+            "to": end.isoformat(),
+            "rows": [_estimate(one) for one in found],
+            "total": _estimate(sum(found, policy_preview.NOTHING)),
+        }
+    )
+
+
+def _estimate(one: policy_preview.Estimate) -> dict[str, Any]:
+    return {"n": one.n, "flagged": one.before, "least": one.least, "most": one.most, "is_exact": one.is_exact}
+
+
+def _whole(row: models.PolicyVersion) -> dict[str, Any]:
+    return {
+        "version": row.version,
+        "rules": row.rules,
+        "created_at": row.created_at.isoformat(),
+        "created_by": row.created_by,
+    }

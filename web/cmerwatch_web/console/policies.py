@@ -1,0 +1,145 @@
+"""The policy in force, its history, and a form that says what a change would have flagged before it is saved."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+import fastapi
+from fastapi import Depends
+from sqlalchemy import orm
+from starlette.requests import Request
+from starlette.responses import Response
+
+from cmerwatch import access, cmer_series, errors, models, policies, policy_preview
+from cmerwatch.policy_preview import Estimate
+from cmerwatch_web.console import auth, pages, policy_form, settings
+from cmerwatch_web.console.policy_form import Row
+from cmerwatch_web.console.settings import Problem
+
+router = fastapi.APIRouter(route_class=pages.Page)
+
+PATH = "/settings/policies"
+DONE = {"saved": "The new version is in force. Outputs checked from now on are judged by it; what was counted stays."}
+
+Editor = Annotated[access.Principal, Depends(auth.allowed("policies"))]
+Fields = Annotated[dict[str, Any], Depends(settings.form_fields)]
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    row: models.PolicyVersion
+    changes: list[policy_form.Change]
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """The form as it stands: what was typed, and which version it started from."""
+
+    rows: list[Row]
+    based_on: int
+
+
+@router.get(PATH)
+def show_policies(request: Request, session: auth.Session, viewer: auth.Viewer) -> Response:
+    rows = policies.versions(session, viewer.project_id, limit=51)
+    earlier = [*rows[1:], None]
+    history = [
+        Version(row, policy_form.changes(before.rules if before else [], row.rules))
+        for row, before in zip(rows, earlier, strict=True)
+    ]
+    return pages.render(
+        request,
+        "settings_policies.html",
+        viewer=viewer,
+        current=rows[0] if rows else None,
+        rules=policy_form.rows_of(rows[0].rules) if rows else [],
+        history=history[:50],
+        checker=cmer_series.current_checker(session, viewer.project_id),
+        done=settings.done(request, DONE),
+    )
+
+
+@router.get(PATH + "/edit")
+def show_form(request: Request, session: auth.Session, viewer: Editor) -> Response:
+    newest = policies.versions(session, viewer.project_id, limit=1)[0]
+    return _form(request, session, viewer, Draft(policy_form.rows_of(newest.rules), newest.version))
+
+
+def _form(
+    request: Request,
+    session: orm.Session,
+    viewer: access.Principal,
+    draft: Draft,
+    problem: Problem | None = None,
+    preview: list[Estimate] | None = None,
+) -> Response:
+    checker = cmer_series.current_checker(session, viewer.project_id)
+    may_use_cosine = checker is not None and checker.logit_scale is not None and checker.logit_bias is None
+    return pages.render(
+        request,
+        "settings_policy_edit.html",
+        problem.status if problem else 200,
+        viewer=viewer,
+        draft=draft,
+        problem=problem and replace(problem, message=policy_form.worded(problem.message)),
+        preview=preview,
+        total=sum(preview, policy_preview.NOTHING) if preview else None,
+        presets=policy_form.PRESETS,
+        absent=policy_form.ABSENT,
+        shows_measure=may_use_cosine or any(row.measure != "score" for row in draft.rows),
+        checker=checker,
+    )
+
+
+@router.post(PATH + "/edit")
+def change_form(request: Request, session: auth.Session, viewer: Editor, fields: Fields) -> Response:
+    """One form, several buttons: another row, a row less, a preview, or save."""
+    draft = Draft(policy_form.read(fields), _version(fields))
+    act, _, what = str(fields.get("do", "")).partition(":")
+    if act == "add":
+        row = policy_form.with_preset(what) or Row()
+        return _form(request, session, viewer, replace(draft, rows=[row, *draft.rows]))
+    if act == "remove":
+        kept = [row for number, row in enumerate(draft.rows) if str(number) != what]
+        return _form(request, session, viewer, replace(draft, rows=kept))
+    if act == "save":
+        return _save(request, session, viewer, draft)
+    return _preview(request, session, viewer, draft)
+
+
+def _version(fields: dict[str, Any]) -> int:
+    text = str(fields.get("based_on", ""))
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise errors.Invalid("The form does not say which version it started from; open it again.", field="based_on")
+    return int(text)
+
+
+def _preview(request: Request, session: orm.Session, viewer: access.Principal, draft: Draft) -> Response:
+    with settings.attempt(session) as problem:
+        preview = _estimates(session, viewer, policy_form.rules_of(draft.rows))
+    return _form(request, session, viewer, draft, problem, None if problem else preview)
+
+
+def _estimates(session: orm.Session, viewer: access.Principal, rules: Sequence[dict[str, Any]]) -> list[Estimate]:
+    checker = cmer_series.current_checker(session, viewer.project_id)
+    policies.require_meaning(rules, checker)
+    end = dt.datetime.now(dt.UTC)
+    checker_id = checker.id if checker else None
+    return policy_preview.estimate(session, viewer.project_id, checker_id, rules, end - policy_preview.WINDOW, end)
+
+
+def _save(request: Request, session: orm.Session, viewer: access.Principal, draft: Draft) -> Response:
+    with settings.attempt(session) as problem:
+        rules = policy_form.rules_of(draft.rows)
+        policies.require_meaning(rules, cmer_series.current_checker(session, viewer.project_id))
+        before = policies.version(session, viewer.project_id, draft.based_on).rules
+        if not policy_form.changes(before, rules):
+            raise errors.Invalid("Nothing is different from the version in force, so there is nothing to save.")
+        made = policies.create(session, viewer.project_id, rules, viewer.actor, draft.based_on)
+    if problem:
+        return _form(request, session, viewer, draft, problem)
+    access.audit(session, viewer.actor, "policy.create", f"version {made}", viewer.project_id, rules=len(rules))
+    return settings.back(PATH, "saved")
