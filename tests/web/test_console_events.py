@@ -287,7 +287,7 @@ def test_a_list_touches_no_picture_and_no_original(
 
 def test_the_review_queue_is_named_when_the_event_is_in_it(console: TestClient, checked: Sender) -> None:
     page = words(console.get(f"/events/{checked(seeded.scored(0.1, 0.001))}").text)
-    assert "In the review queue" in page
+    assert "Chosen because: confident, and poorly supported by the picture. It waits in the queue." in page
 
 
 def test_a_viewer_of_two_kinds_of_role_sees_the_same_event(

@@ -130,9 +130,32 @@ def _standing(session: orm.Session, viewer: access.Principal, item: models.Revie
 
 
 def _can_take(session: orm.Session, viewer: access.Principal, item: models.ReviewItem) -> bool:
-    now = session.scalars(sa.select(sa.func.now())).one()
-    is_free = item.lease_until is None or item.lease_until <= now
-    return is_free and item.state != "done" and (item.state != "escalated" or viewer.may("lead"))
+    is_open = item.state != "done" and (item.state != "escalated" or viewer.may("lead"))
+    return is_open and _is_free(session, item)
+
+
+def _is_free(session: orm.Session, item: models.ReviewItem) -> bool:
+    """By the database's clock, which the leases are measured with."""
+    return item.lease_until is None or item.lease_until <= session.scalars(sa.select(sa.func.now())).one()
+
+
+def card(session: orm.Session, viewer: access.Principal, item: models.ReviewItem) -> dict[str, Any]:
+    """What the event's own page says of its review. Who said what is for leads; why it was chosen, for whoever will
+    not be the one to judge it."""
+    is_lead = viewer.may("lead")
+    can_take = viewer.may("review") and _can_take(session, viewer, item)
+    said = {"done": "", "escalated": "Escalated: it waits for a lead.", "open": "It waits in the queue."}
+    return {
+        "kind": item.kind if is_lead or not viewer.may("review") else None,
+        "acts": review_queue.acts(session, viewer.project_id, item.event_id),
+        "is_named": is_lead,
+        "can_take": can_take,
+        "said": said.get(
+            item.state, "A reviewer is looking at it now." if not _is_free(session, item) else said["open"]
+        ),
+        "verdicts": review_form.VERDICTS,
+        "error_types": review_form.ERROR_TYPES,
+    }
 
 
 # Refusals and standings in the page's words: the core's speak of calls, here there are buttons.

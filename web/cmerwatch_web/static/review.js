@@ -143,12 +143,12 @@ const field = form?.elements.spans;
 const marks = field ? JSON.parse(field.value || "[]") : [];
 const MOST_MARKS = 100;
 
-function place(node, offset, isEnd) {
-  const leaf = (node.nodeType === Node.TEXT_NODE ? node.parentElement : node).closest("[data-at]");
-  if (!leaf || !output.contains(leaf)) return null;
-  const at = Number(leaf.dataset.at);
-  if (leaf.dataset.length) return at + (isEnd ? Number(leaf.dataset.length) : 0);
-  return at + [...leaf.textContent.slice(0, node.nodeType === Node.TEXT_NODE ? offset : 0)].length;
+const lengthOf = (leaf) => Number(leaf.dataset.length) || [...leaf.textContent].length;
+
+// Where a selection begins or ends, when it does so within these characters; null when at their edge or beyond.
+function within(leaf, node, offset) {
+  if (node.parentElement !== leaf || leaf.dataset.length) return null;
+  return Number(leaf.dataset.at) + [...leaf.textContent.slice(0, offset)].length;
 }
 
 // What is selected, cut to the characters of the output: a selection may begin or end in a number beside a sentence.
@@ -159,10 +159,9 @@ function selected() {
   const leaves = [...output.querySelectorAll("[data-at]")].filter((leaf) => range.intersectsNode(leaf));
   if (!leaves.length) return null;
   const first = leaves[0], last = leaves[leaves.length - 1];
-  const end = Number(last.dataset.at) + (Number(last.dataset.length) || [...last.textContent].length);
-  const start = place(range.startContainer, range.startOffset, false) ?? Number(first.dataset.at);
-  const stop = place(range.endContainer, range.endOffset, true) ?? end;
-  return start < stop ? [start, stop] : null;
+  const start = within(first, range.startContainer, range.startOffset) ?? Number(first.dataset.at);
+  const end = within(last, range.endContainer, range.endOffset) ?? Number(last.dataset.at) + lengthOf(last);
+  return start < end ? [start, end] : null;
 }
 
 function markSelection() {
@@ -181,7 +180,7 @@ function ranges([start, end]) {
   const found = [];
   for (const leaf of output.querySelectorAll("[data-at]")) {
     const at = Number(leaf.dataset.at), letters = [...leaf.textContent];
-    const length = Number(leaf.dataset.length) || letters.length;
+    const length = lengthOf(leaf);
     if (at >= end || at + length <= start) continue;
     const range = new Range();
     const units = (count) => letters.slice(0, count).join("").length;
