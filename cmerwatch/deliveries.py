@@ -47,13 +47,14 @@ _DUE = (
     "AND (c.disabled_at IS NULL OR d.kind = 'test')"
 )
 
-# Those that failed last may only use what the others leave free, or a few dead services would hold up all.
+_TROUBLED = "(c.last_error_at IS NOT NULL AND (c.last_ok_at IS NULL OR c.last_ok_at <= c.last_error_at))"
+
 _CHANNELS = sa.text(
     f"""
     SELECT c.id FROM channels c
     WHERE c.deleted_at IS NULL AND c.next_send_at <= now()
       AND EXISTS (SELECT 1 FROM deliveries d WHERE d.channel_id = c.id AND {_DUE})
-      AND (:troubled OR c.last_error_at IS NULL OR c.last_ok_at > c.last_error_at)
+      AND (CAST(:troubled AS boolean) IS NULL OR {_TROUBLED} = :troubled)
     ORDER BY c.next_send_at LIMIT :n FOR UPDATE OF c SKIP LOCKED
     """
 )
@@ -123,11 +124,11 @@ class Claimed:
 
 
 def claim(
-    session: orm.Session, n: int, lease_seconds: float, token: uuid.UUID, *, troubled: bool = True
+    session: orm.Session, n: int, lease_seconds: float, token: uuid.UUID, *, troubled: bool | None = None
 ) -> list[Claimed]:
     """Lease the next message of up to n channels to `token`. Commit before sending.
 
-    With `troubled=False` channels whose last message failed are left out.
+    `troubled`: only of channels whose last message failed, or only of the others; None is both.
     """
     if n <= 0:
         return []

@@ -45,6 +45,7 @@ class Flight:
 
     claimed: Claimed
     token: uuid.UUID
+    is_troubled: bool
 
 
 class Dispatcher:
@@ -68,7 +69,7 @@ class Dispatcher:
                 wait(self._flying, POLL_SECONDS, FIRST_COMPLETED)
             else:
                 stopping.wait(POLL_SECONDS)
-        self._senders.shutdown()
+        self.close()
 
     def tick(self, *, may_claim: bool = True) -> int:
         """Record what has landed, then take off again; returns how many took off."""
@@ -77,15 +78,27 @@ class Dispatcher:
             del self._flying[future]
         return self._take_off() if may_claim else 0
 
+    def close(self) -> None:
+        """Waits for what is in the air, without recording it."""
+        self._senders.shutdown()
+
     def _take_off(self) -> int:
+        """First for channels that work; those that failed last get a part of the senders, and wait for it."""
+        busy = sum(flight.is_troubled for flight in self._flying.values())
+        began = self._claim(SENDERS - len(self._flying), is_troubled=False)
+        free = min(SENDERS - len(self._flying), FOR_TROUBLED - busy)
+        return began + self._claim(free, is_troubled=True)
+
+    def _claim(self, n: int, *, is_troubled: bool) -> int:
+        if n <= 0:
+            return 0
         deadline = time.monotonic() + SEND_SECONDS  # from before the claim: a stalled sender must not send late
         token = uuid.uuid4()
-        free = SENDERS - len(self._flying)
         with db.transaction() as session:
-            claimed = deliveries.claim(session, free, self._lease, token, troubled=free > SENDERS - FOR_TROUBLED)
+            claimed = deliveries.claim(session, n, self._lease, token, troubled=is_troubled)
         for message in claimed:
             future = self._senders.submit(send, message, self._settings, deadline)
-            self._flying[future] = Flight(message, token)
+            self._flying[future] = Flight(message, token, is_troubled)
         return len(claimed)
 
     def _record(self, flight: Flight, sent: Sent) -> None:
