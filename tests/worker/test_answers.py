@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cmerwatch import blobs, check_rows, db, events
 from cmerwatch.settings import Settings
-from cmerwatch.shapes import CheckResult, Slice
+from cmerwatch.shapes import CheckResult, ClaimScore, Slice
 from cmerwatch_worker import claims, scoring
 from cmerwatch_worker.tasks import Checking
 from tests import factories
@@ -71,6 +71,16 @@ def test_a_no_is_right_when_the_thing_is_not_there_and_low_when_it_is(
     assert check["claims"][0]["negated"] is True
     assert (check["score"] < 0.05) is is_low
     assert check["mismatch_percentile"] is None, "only what is stated can look like a wrong image"
+
+
+@pytest.mark.parametrize("cosine, is_low", [(0.2, False), (0.8, False), (0.95, True)])
+def test_a_no_is_low_only_when_the_thing_fits_like_one_that_is_there(cosine: float, is_low: bool) -> None:
+    """0.8 is above nearly all mismatched pairs and below nearly all own ones: a blue circle asked of a red one."""
+    event = factories.claimed(slice=Slice("/vqa", "identify"))
+    claim = ClaimScore(0, 2, cosine, statement="There is a circle.", negated=True)
+    judged = scoring.judge(Colours(), frozen(), CheckResult(event, "scored", similarity=cosine, claims=(claim, claim)))
+    assert judged.score is not None
+    assert (judged.score < 0.05) is is_low
 
 
 def test_a_denied_detail_is_unscorable_for_that_reason(checking: Checking, blob_store: blobs.BlobStore) -> None:

@@ -22,6 +22,8 @@ T = TypeVar("T")
 LOW_PERCENTILE = 0.05
 # The claim fits its picture no better than the typical claim fits a foreign one.
 FOREIGN_PERCENTILE = 0.5
+# The claim fits its picture like the typical claim of its own.
+TYPICAL_PERCENTILE = 0.5
 
 
 def embed_all(
@@ -121,15 +123,19 @@ def judge(checker: Checker, frozen: Reference, result: CheckResult) -> CheckResu
 
 
 def _percentiles(checker: Checker, frozen: Reference, kind: str, scores: Sequence[ClaimScore]) -> NDArray[np.float64]:
-    """u of each claim. A denied statement stands among mismatched pairs: one that fits like few of them was denied
-    wrongly. Without such pairs nothing is known of it, which is the middle."""
+    """u of each claim; of a denied statement its place among mismatched pairs, from above: one that fits like few of
+    them was denied wrongly. But what is asked for is seldom as foreign as those (a blue circle where a red one is), so
+    it must also fit like the typical claim of its own image; before that, half of such right denials were flagged
+    (bench/flag_rates.py). Without mismatched pairs nothing is known of it, which is the middle."""
     logits = base.logits(checker, np.array([claim.similarity for claim in scores], np.float32))
     us = reference.percentile(frozen, kind, logits)
     is_denied = np.array([claim.negated for claim in scores])
-    if is_denied.any():
-        denied = reference.denied_percentile(frozen, kind, logits)
-        us = np.where(is_denied, 0.5 if denied is None else denied, us)
-    return us
+    if not is_denied.any():
+        return us
+    denied = reference.denied_percentile(frozen, kind, logits)
+    if denied is None:
+        return np.where(is_denied, 0.5, us)
+    return np.where(is_denied, np.where(us < TYPICAL_PERCENTILE, np.maximum(denied, 0.5), denied), us)
 
 
 def _places(checker: Checker, frozen: Reference, kind: str, cosine: float) -> tuple[float, float | None]:
