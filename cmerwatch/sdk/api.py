@@ -4,17 +4,14 @@ import os
 import threading
 from typing import TypeVar, Unpack
 
-from cmerwatch.sdk import hooks, scope
+from cmerwatch.sdk import hooks
 from cmerwatch.sdk.client import Client
 from cmerwatch.sdk.config import Options
 from cmerwatch.sdk.counts import Stats
 from cmerwatch.sdk.events import Fields
-from cmerwatch.sdk.hooks.calls import Settings
 from cmerwatch.sdk.scope import Capture, Context, Dimensions
 
 T = TypeVar("T")
-
-UNNAMED_ENDPOINT = "chat.completions"  # where answers are filed whose app named no endpoint
 
 context = Context
 
@@ -50,8 +47,7 @@ def wrap(client: T, *, request_logprobs: bool = False, **dimensions: Unpack[Dime
     request_logprobs: asks for `logprobs` where the app does not; a server that refuses them is asked again without,
     once for each address and model. Without it no request is altered.
     """
-    own = scope.known(dimensions, "wrap")
-    hooks.wrap(client, Settings(_current, {"endpoint": UNNAMED_ENDPOINT, **own}, bool(request_logprobs)))
+    hooks.wrap(client, _current, dimensions, request_logprobs)
     return client
 
 

@@ -1,6 +1,7 @@
 """One app's connection to one cmerwatch server: what the app's threads call."""
 
 import atexit
+import functools
 import hashlib
 import os
 import sys
@@ -13,7 +14,7 @@ from cmerwatch.sdk import config, events, media, scope
 from cmerwatch.sdk.config import Options
 from cmerwatch.sdk.counts import Counts, Stats
 from cmerwatch.sdk.events import Fields, Invalid
-from cmerwatch.sdk.pending import Item, Pending
+from cmerwatch.sdk.pending import Item, Late, Pending
 from cmerwatch.sdk.scope import Capture
 from cmerwatch.sdk.sender import Sender
 
@@ -42,13 +43,22 @@ class Client:
             self.swallow(error)
         return event_id
 
-    def take(self, fields: Mapping[str, Any], start_thread: bool = True) -> None:
-        """One event of a hook. Its dimensions were settled when its call began: a context of now is another's.
+    def take(self, fields: Late, size: int, start_thread: bool = True) -> None:
+        """One event of a hook. `fields` is called on the sending thread; until then it keeps `size` bytes of memory
+        alive. It gives the dimensions too: they were settled when the call began, a context of now is another's.
+
         start_thread=False queues only, for callers that must not wait for a thread to start."""
-        if self.enabled:
-            self._own_process()
-            given = {name: value for name, value in fields.items() if value is not None}
-            self._queue({"event_id": events.new_id(), **given}, start_thread)
+        if not self.enabled:
+            return
+        self._own_process()
+        late = functools.partial(self._complete, fields, time.time())
+        item = Item({}, EVENT_OVERHEAD_BYTES + size, late)
+        if self._config.sample_rate != 1.0:  # at once: what is not wanted must not push out what is
+            item.fields, item.late = late(), None
+            if not self._sampled(item.fields):
+                self._counts.drop("sampled_out")
+                return
+        self._queue(item, start_thread)
 
     def capture(self, **given: Unpack[Fields]) -> Capture:
         """A `with` block that records one event when it ends well; set `output` on what it yields."""
@@ -105,12 +115,7 @@ class Client:
         if not own.keys() <= events.NAMES:
             unknown = ", ".join(sorted(own.keys() - events.NAMES))
             self._counts.warn(unknown, "cmerwatch: record() has no field named %s; it is ignored", unknown)
-        self._queue({**scope.current(), **own, "event_id": event_id})
-
-    def _queue(self, given: Mapping[str, Any], start_thread: bool = True) -> None:
-        merged = {"occurred_at": time.time(), **given}
-        if self._config.environment is not None:
-            merged.setdefault("environment", self._config.environment)
+        merged = self._defaulted({"occurred_at": time.time(), **scope.current(), **own, "event_id": event_id})
         try:
             events.glance(merged)
         except Invalid as error:
@@ -119,7 +124,22 @@ class Client:
         if not self._sampled(merged):
             self._counts.drop("sampled_out")
             return
-        refusal = self._pending.put(Item(merged, _weigh(merged)))
+        self._queue(Item(merged, _weigh(merged)))
+
+    def _complete(self, fields: Late, at: float) -> dict[str, Any]:
+        """An event of a hook as `record` would have made it. Raises Invalid."""
+        own = {name: value for name, value in fields().items() if value is not None}
+        merged = self._defaulted({"occurred_at": at, "event_id": events.new_id(), **own})
+        events.glance(merged)
+        return merged
+
+    def _defaulted(self, merged: dict[str, Any]) -> dict[str, Any]:
+        if self._config.environment is not None:
+            merged.setdefault("environment", self._config.environment)
+        return merged
+
+    def _queue(self, item: Item, start_thread: bool = True) -> None:
+        refusal = self._pending.put(item)
         if refusal:
             self._counts.drop(refusal)
             return

@@ -4,6 +4,7 @@ import codecs
 import json
 import math
 import os
+import random
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -106,10 +107,28 @@ class Prepared:
     images: dict[str, bytes]
 
 
+class _Chance:
+    """Random bits that the app's own `random.seed` does not repeat, nor a fork. Not from the kernel each time: asking
+    it lets go of the GIL, and the app's thread would then wait for the sending thread's work on a picture."""
+
+    def __init__(self) -> None:
+        self._pid = 0
+        self._random = random.Random()
+
+    def hex(self) -> str:
+        if self._pid != os.getpid():
+            self._random.seed()
+            self._pid = os.getpid()
+        return f"{self._random.getrandbits(80):020x}"
+
+
+_chance = _Chance()
+
+
 def new_id() -> str:
     """A UUIDv7: the server keeps events in time order by it."""
     time_ms = f"{time.time_ns() // 1_000_000:012x}"
-    chance = os.urandom(10).hex()
+    chance = _chance.hex()
     return f"{time_ms[:8]}-{time_ms[8:]}-7{chance[:3]}-{VARIANT[chance[3]]}{chance[4:7]}-{chance[7:19]}"
 
 

@@ -7,6 +7,7 @@ import os
 import re
 import stat
 import sys
+import time
 from typing import Any
 
 from cmerwatch.sdk.events import Image, Invalid
@@ -97,9 +98,14 @@ def _decode_data_uri(uri: str) -> bytes:
         encoded = uri[comma + 1 :].encode("ascii")
         if b"\n" in encoded or b" " in encoded:
             encoded = b"".join(encoded.split())
-        return b"".join(binascii.a2b_base64(encoded[at : at + SLICE]) for at in range(0, len(encoded), SLICE))
+        return b"".join(map(_decode_slice, (encoded[at : at + SLICE] for at in range(0, len(encoded), SLICE))))
     except ValueError:
         raise Invalid("image data URI does not hold valid base64") from None
+
+
+def _decode_slice(encoded: bytes) -> bytes:
+    time.sleep(0)  # lets go of the GIL: a thread of the app that waits for it would else do so for 5 ms
+    return binascii.a2b_base64(encoded)
 
 
 def _read(path: str | os.PathLike[str]) -> bytes:

@@ -3,21 +3,24 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from cmerwatch.sdk.counts import Counts
 from cmerwatch.sdk.events import Prepared
 
+Late = Callable[[], Mapping[str, Any]]
+
 
 class Item:
     """One event on its way. `size` is the memory it keeps alive, in bytes."""
 
-    __slots__ = ("failures", "fields", "prepared", "resent", "seq", "size")
+    __slots__ = ("failures", "fields", "late", "prepared", "resent", "seq", "size")
 
-    def __init__(self, fields: Mapping[str, Any], size: int) -> None:
+    def __init__(self, fields: Mapping[str, Any], size: int, late: Late | None = None) -> None:
         self.seq = 0
         self.fields = fields
+        self.late = late  # instead of `fields`: gives them on the sending thread
         self.size = size
         self.prepared: Prepared | None = None
         self.failures = 0

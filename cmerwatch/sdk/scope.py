@@ -50,21 +50,17 @@ _recording: ContextVar[bool] = ContextVar("cmerwatch_recording", default=False)
 
 
 def recording() -> bool:
+    """Whether hooks are to record nothing, because the answer is being recorded from outside already."""
     return _recording.get()
 
 
-class Recording:
-    """Inside of it hooks record nothing: the answer is being recorded from outside already."""
+def begin_recording() -> Token[bool]:
+    return _recording.set(True)
 
-    def __init__(self) -> None:
-        self._tokens: list[Token[bool]] = []
 
-    def __enter__(self) -> None:
-        self._tokens.append(_recording.set(True))
-
-    def __exit__(self, *error: object) -> None:
-        with contextlib.suppress(ValueError, IndexError):  # as in Context
-            _recording.reset(self._tokens.pop())
+def end_recording(token: Token[bool]) -> None:
+    with contextlib.suppress(ValueError):  # as in Context
+        _recording.reset(token)
 
 
 def known(dimensions: Mapping[str, Any], caller: str) -> dict[str, Any]:
@@ -114,20 +110,20 @@ class Capture:
 
     def __init__(self, client: "Client", given: Fields) -> None:
         self._client = client
-        self._recording = Recording()
+        self._recording: list[Token[bool]] = []
         for name in SETTABLE:
             setattr(self, name, None)
         self._given = given
         self.event_id = str(given.get("event_id") or events.new_id())
 
     def __enter__(self) -> Self:
-        self._recording.__enter__()
+        self._recording.append(begin_recording())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._recording.__exit__()
+        end_recording(self._recording.pop())
         if kind is not None:
             self._client.drop("exception")
             return

@@ -101,7 +101,7 @@ class Sender:
             self.crash = error
             self._drop(item, "internal", type(error).__name__)
             return None
-        item.fields = {}  # the picture as the app gave it may go
+        item.fields, item.late = {}, None  # the picture as the app gave it may go
         self._pending.resize(item, _upload_size(item.prepared) + 1000)  # 1000: the objects around it
         return item.prepared
 
@@ -211,7 +211,7 @@ class Sender:
 
 
 def _build(item: Item) -> Event:
-    given = item.fields
+    given = item.late() if item.late is not None else item.fields
     sources = given["images"] if "images" in given else [given["image"]]
     return events.build(given, [media.load(source) for source in sources])
 

@@ -6,9 +6,10 @@ import json
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 Json = dict[str, Any]
+C = TypeVar("C")
 
 
 @dataclass
@@ -42,6 +43,7 @@ class ModelServer:
         self.requests: list[Json] = []
         self.paths: list[str] = []
         self.behaviour = Behaviour()
+        self._clients: list[Any] = []
         self.hanging = threading.Event()  # set once a stream hangs
         self._release = threading.Event()
         owner = self
@@ -58,7 +60,14 @@ class ModelServer:
     def url(self) -> str:
         return f"http://127.0.0.1:{self._http.server_address[1]}/v1"
 
+    def closing(self, client: C) -> C:
+        """The client, to be closed when the server stops."""
+        self._clients.append(client)
+        return client
+
     def stop(self) -> None:
+        for client in self._clients:
+            client.close()
         self._release.set()
         self._http.shutdown()
         self._http.server_close()

@@ -35,7 +35,7 @@ def asking(words: str = "What is this?") -> Messages:
 
 
 def sync_client(server: ModelServer, **options: Any) -> openai.OpenAI:
-    return openai.OpenAI(api_key="sk-test", base_url=server.url, max_retries=0, **options)
+    return server.closing(openai.OpenAI(api_key="sk-test", base_url=server.url, max_retries=0, **options))
 
 
 def async_client(server: ModelServer, **options: Any) -> openai.AsyncOpenAI:

@@ -81,9 +81,8 @@ def test_another_client_is_left_alone(models: ModelServer, recorded: Recorded) -
 
 def test_azure_clients_are_recorded(models: ModelServer, recorded: Recorded) -> None:
     root = models.url.removesuffix("/v1")
-    client = cmerwatch.wrap(
-        openai.AzureOpenAI(api_key="k", azure_endpoint=root, api_version="2026-01-01", max_retries=0)
-    )
+    azure = openai.AzureOpenAI(api_key="k", azure_endpoint=root, api_version="2026-01-01", max_retries=0)
+    client = cmerwatch.wrap(models.closing(azure))
     client.chat.completions.create(model="my-deployment", messages=asking())
     assert "/deployments/my-deployment/" in models.paths[0]
     [event] = recorded()

@@ -1,11 +1,13 @@
 """One watched call, from its request to the events of its answer. Nothing here may reach the app as an error."""
 
+import functools
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from cmerwatch.sdk import scope
+from cmerwatch.sdk import media, scope
 from cmerwatch.sdk.client import Client
 from cmerwatch.sdk.hooks import chat
 
@@ -41,56 +43,53 @@ class Call:
         self._question = question
         # Of now: a stream may end in another context, or none.
         self._dimensions = {**settings.dimensions, **scope.current()}
-        self._parameters = chat.plain((name, body.get(name)) for name in chat.PARAMETERS)
+        self._parameters = [(name, body.get(name)) for name in chat.PARAMETERS]
+        self._size = sys.getsizeof(question.prompt) + sum(map(media.weigh, question.pictures))
         self._begun = time.perf_counter()
 
     def elapsed_ms(self) -> int:
         return round((time.perf_counter() - self._begun) * 1000)
 
     def record(self, reply: chat.Reply, timing: dict[str, Any], start_thread: bool = True) -> None:
-        """One event for each choice that says something."""
+        """One event for each choice that says something. Only references are taken here."""
         client = self.settings.client()
         for answer in reply.answers.values():
             output = "".join(answer.text) or "".join(answer.refusal)
             if not output or output.isspace():  # it called a tool, or was cut off before the first word
                 client.drop("no_output")
                 continue
-            fields = self._fields(reply, answer, output)
-            fields["metadata"] |= timing
-            if "stream" in timing:
-                # The reason to finish is the last thing a model says; reading on from there is up to the app.
-                fields["metadata"]["stream_complete"] = answer.finish_reason is not None
-            client.take(fields, start_thread)
+            size = self._size + sys.getsizeof(output) + chat.TOKEN_BYTES * len(answer.tokens)
+            client.take(functools.partial(self._fields, reply, answer, output, timing), size, start_thread)
 
-    def _fields(self, reply: chat.Reply, answer: chat.Answer, output: str) -> dict[str, Any]:
+    def _fields(self, reply: chat.Reply, answer: chat.Answer, output: str, timing: dict[str, Any]) -> dict[str, Any]:
+        """What takes some reading: the sending thread's work."""
+        measured = chat.confidence(answer, output) if answer.logprobs else None
         fields: dict[str, Any] = {
             "model": _name(reply.model),
             **self._dimensions,
             "response_id": _name(reply.response_id),
             "images": self._question.pictures,
-            "prompt": self._question.prompt,
+            "prompt": self._question.prompt or None,
             "output": output,
-            "confidence_status": self.status,
-            "metadata": self._metadata(reply, answer),
+            "metadata": chat.plain(self._told(reply, answer)) | timing,
         }
-        if answer.logprobs:
-            measured = chat.confidence(answer, output)
-            fields["confidence_status"] = "present" if measured else "error"
-            if measured:
-                fields["tokens"], fields["logprobs"] = measured
-        return fields
+        if "stream" in timing:
+            # The reason to finish is the last thing a model says; reading on from there is up to the app.
+            fields["metadata"]["stream_complete"] = answer.finish_reason is not None
+        if measured is None:
+            return {**fields, "confidence_status": "error" if answer.logprobs else self.status}
+        tokens, logprobs = measured
+        return {**fields, "confidence_status": "present", "tokens": tokens, "logprobs": logprobs}
 
-    def _metadata(self, reply: chat.Reply, answer: chat.Answer) -> dict[str, Any]:
-        refused = bool(answer.refusal) and not answer.text
-        told = {
-            "choice": answer.index,
-            "finish_reason": answer.finish_reason,
-            "system_fingerprint": reply.fingerprint,
-            "prompt_tokens": getattr(reply.usage, "prompt_tokens", None),
-            "completion_tokens": getattr(reply.usage, "completion_tokens", None),
-            "refused": refused or None,
-        }
-        return chat.plain(told.items()) | self._parameters
+    def _told(self, reply: chat.Reply, answer: chat.Answer) -> Iterator[tuple[str, Any]]:
+        yield "choice", answer.index
+        yield "finish_reason", answer.finish_reason
+        yield "system_fingerprint", reply.fingerprint
+        yield "prompt_tokens", getattr(reply.usage, "prompt_tokens", None)
+        yield "completion_tokens", getattr(reply.usage, "completion_tokens", None)
+        if answer.refusal and not answer.text:
+            yield "refused", True
+        yield from self._parameters
 
 
 def _name(given: Any) -> str | None:

@@ -70,16 +70,20 @@ def _post(native: Callable[..., Any], hook: "Hook") -> Callable[..., Any]:
         request = attempt(hook.settings, hook.begin, given, options)
         if request is None:
             return native(*given, **options)
-        with scope.Recording():
-            again = False
+        recording = attempt(hook.settings, scope.begin_recording)
+        again = False
+        try:
             try:
                 answer = native(*given, **request.options)
             except Exception as error:
-                again = attempt(hook.settings, request.gives_up_logprobs, error) or False
-                if not again:
+                if request.options is options or attempt(hook.settings, request.gives_up_logprobs, error) is False:
                     raise
+                again = True
             if again:  # outside of `except`, so that a second error stands for itself
                 answer = native(*given, **options)
+        finally:
+            if recording is not None:
+                attempt(hook.settings, scope.end_recording, recording)
         attempt(hook.settings, request.answered, answer)
         return answer
 
@@ -92,16 +96,20 @@ def _async_post(native: Callable[..., Awaitable[Any]], hook: "Hook") -> Callable
         request = attempt(hook.settings, hook.begin, given, options)
         if request is None:
             return await native(*given, **options)
-        with scope.Recording():
-            again = False
+        recording = attempt(hook.settings, scope.begin_recording)
+        again = False
+        try:
             try:
                 answer = await native(*given, **request.options)
             except Exception as error:
-                again = attempt(hook.settings, request.gives_up_logprobs, error) or False
-                if not again:
+                if request.options is options or attempt(hook.settings, request.gives_up_logprobs, error) is False:
                     raise
+                again = True
             if again:
                 answer = await native(*given, **options)
+        finally:
+            if recording is not None:
+                attempt(hook.settings, scope.end_recording, recording)
         attempt(hook.settings, request.answered, answer)
         return answer
 
@@ -151,7 +159,7 @@ class Request:
         self._latency_ms: int | None = None
 
     def gives_up_logprobs(self, error: Any) -> bool:
-        """True when our own addition was refused: the call is to be made again as the app wrote it."""
+        """False for an error that has nothing to do with the logprobs that were added."""
         refused = getattr(error, "status_code", None) in REFUSED_WITH and "logprobs" in str(error)
         if self._place is None or not refused:
             return False
