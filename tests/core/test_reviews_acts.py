@@ -229,6 +229,16 @@ def test_what_is_escalated_goes_to_leads_and_stays_theirs_when_abandoned(
     assert said == [("escalate", "Is this our logo?"), ("verdict", None)]
 
 
+def test_what_was_escalated_stays_so_when_a_lead_skips_it(
+    session: orm.Session, ada: access.Principal, lea: access.Principal, item: models.ReviewItem
+) -> None:
+    reviews.escalate(session, ada, item.id, take(session, ada, item), "unsure")
+    assert skip(session, lea, item) == "escalated"
+    assert reviews.next_item(session, lea, state="escalated") is None, "nor straight back to a lead"
+    zoe = people.reviewer(session, item.project_id, "zoe", "lead")
+    assert reviews.next_item(session, zoe, state="escalated") is not None
+
+
 @pytest.mark.parametrize("call", [reviews.skip, reviews.escalate])
 @pytest.mark.parametrize("reason", ["", " \t", "x" * 10_001])
 def test_passing_an_item_on_needs_a_reason(
@@ -393,3 +403,26 @@ def test_an_act_is_taken_back_once_by_however_many_at_once(committed: str) -> No
 
     with ThreadPoolExecutor(4) as pool:
         assert sum(pool.map(press, range(4))) == 1
+
+
+def test_an_undo_never_takes_the_item_from_whoever_claims_it_at_that_moment(committed: str) -> None:
+    with db.transaction() as session:
+        project_id = factories.project(session, "acme")
+        (item,) = people.queue(session, project_id, 1)
+        ada, bob = (people.reviewer(session, project_id, name) for name in ("ada", "bob"))
+        skip(session, ada, item)
+
+    def take_back() -> str:
+        try:
+            with db.transaction() as session:
+                reviews.undo(session, ada, item.id)
+        except errors.LeaseLost as lost:
+            return str(lost.details["holder"])
+        return "taken"
+
+    with ThreadPoolExecutor(1) as pool, db.SessionLocal() as session:
+        assert reviews.next_item(session, bob) is not None
+        undoing = pool.submit(take_back)
+        factories.wait_for_locks(1)
+        session.commit()
+        assert undoing.result() == "bob"
