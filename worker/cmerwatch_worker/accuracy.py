@@ -72,6 +72,7 @@ class Accuracy:
     labels: dict[str, int]
     outcomes: dict[str, dict[str, int]]  # label -> outcome -> rows
     reasons: dict[str, int]  # why rows were not scored
+    denials: int  # rows that deny something; left out of what is measured on similarity
     overall: Auroc | None
     similarity: Auroc | None
     by_error_type: dict[str, Auroc | None]
@@ -89,6 +90,10 @@ def measure(rows: Sequence[Row]) -> Accuracy:
     scored = [row for row in rows if row.scored.outcome == "scored" and row.labelled.label != CANNOT_TELL]
     name = "score" if scored and all(row.scored.score is not None for row in scored) else "similarity"
     values = _Values(name)
+    affirming = [row for row in scored if row.scored.similarity is not None]
+    denials = len(scored) - len(affirming)
+    if name == "similarity":
+        scored = affirming
     correct, wrong = values.of(_labelled(scored, CORRECT)), values.of(_labelled(scored, HALLUCINATED))
     budgets = [intervals.at_budget(correct, wrong, share) for share in BUDGETS]
     return Accuracy(
@@ -96,8 +101,9 @@ def measure(rows: Sequence[Row]) -> Accuracy:
         labels=dict(Counter(row.labelled.label for row in rows)),
         outcomes=_outcomes(rows),
         reasons=dict(Counter(why for row in rows if row.scored.outcome != "scored" for why in row.scored.reasons)),
+        denials=denials,
         overall=values.auroc(scored),
-        similarity=_Values("similarity").auroc(scored),
+        similarity=_Values("similarity").auroc(affirming),
         by_error_type={kind: values.auroc(part) for kind, part in _by_error_type(scored).items()},
         by_prompt_type={kind: values.auroc(part) for kind, part in _by_prompt_type(scored).items()},
         claims=_of_claims(scored),

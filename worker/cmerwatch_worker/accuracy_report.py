@@ -120,6 +120,8 @@ def _text_counts(report: Report) -> Iterator[str]:
             yield f"  not scored, {label}: " + ", ".join(f"{n} {plain(o)}" for o, n in sorted(unscored.items()))
     for reason, count in sorted(report.accuracy.reasons.items(), key=lambda pair: -pair[1])[:SHOWN_BAD]:
         yield f"    {count} x {plain(reason)}"
+    if report.accuracy.denials:
+        yield f"  {report.accuracy.denials} scored rows deny something; figures of raw similarity leave them out"
     for reason, count in report.dataset.left_out.items():
         yield f"  left out: {count} x {reason}"
     if bad := report.dataset.bad:

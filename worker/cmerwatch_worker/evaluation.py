@@ -89,8 +89,10 @@ def _scored(row: Labelled, looked: Looked) -> Scored:
     if looked.result is None:
         return Scored(row.line, "refused", group=group, reasons=(looked.refused or "",))
     result: CheckResult = looked.result
+    # A low cosine is right for what is denied: without a reference such an output cannot be placed among the others.
+    denies = any(claim.negated for claim in result.claims)
     return Scored(
-        row.line, result.outcome, result.similarity, result.score, group,
+        row.line, result.outcome, None if denies else result.similarity, result.score, group,
         tuple((claim.start, claim.end, _low_if_suspicious(claim)) for claim in result.claims),
         tuple(result.reasons),
     )  # fmt: skip
