@@ -302,7 +302,7 @@ _NOTE_IMAGES = sa.text(
 
 def _row(event_id: uuid.UUID, event: NewEvent, now: dt.datetime) -> dict[str, Any]:
     """The event as _INGEST reads it from JSON."""
-    measured = confidence.measure(event.logprobs, event.confidence, event.confidence_status)
+    measured = confidence.measure(event.logprobs, event.confidence, event.confidence_status, event.tokens)
     return {
         "id": event_id,
         "event_key": event.event_id,

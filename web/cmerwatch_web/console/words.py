@@ -38,6 +38,9 @@ REASONS = {
 
 CONFIDENCE_STATUS = {
     "present": "from token log-probabilities",
+    "raw_logprobs": "from the model's own log-probabilities",
+    "processed_logprobs": "from log-probabilities after temperature and truncation, which look surer",
+    "constant_logprobs": "not known: the provider gave every token the same log-probability",
     "reported_by_app": "reported by the app",
     "not_reported": "not reported",
 }
