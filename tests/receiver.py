@@ -54,7 +54,10 @@ def receiver(tls: ssl.SSLContext | None = None) -> Iterator[Receiver]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            length = int(self.headers.get("content-length", 0))
+            body = self.rfile.read(length)
+            if len(body) < length:
+                return  # its sender was killed while it wrote
             got = Got(self.path, {name.lower(): value for name, value in self.headers.items()}, body)
             made.got.append(got)
             with contextlib.suppress(OSError):  # the sender may have given up or been killed
