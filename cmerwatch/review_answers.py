@@ -87,10 +87,10 @@ def _span(path: str, span: Span, length: int) -> Span:
             raise errors.Invalid(f"`{path}` has fields other than start, end and error_type.", field=path)
     start, end = _position(f"{path}.start", span.get("start")), _position(f"{path}.end", span.get("end"))
     if not start < end:
-        raise errors.Invalid(f"`{path}` ends at {end}, not after its start {start}.", field=f"{path}.end")
+        raise errors.Invalid(f"`{path}.end` is {end}, which must be after its start {start}.", field=f"{path}.end")
     if end > length:
         raise errors.Invalid(
-            f"`{path}` ends at {end}, but the output has {length} characters.", field=f"{path}.end", limit=length
+            f"`{path}.end` is {end}, but the output has {length} characters.", field=f"{path}.end", limit=length
         )
     error_type = span.get("error_type")
     if error_type is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import uuid
 from typing import Any
@@ -11,8 +12,10 @@ import pytest
 import sqlalchemy as sa
 from fastapi.testclient import TestClient
 from sqlalchemy import orm
+from starlette.requests import ClientDisconnect
 
 from cmerwatch import blobs, models
+from cmerwatch_web import errors
 from tests.web.conftest import KeyMaker
 from tests.web.wire import Headers, event, png, sha256
 
@@ -171,3 +174,15 @@ def test_nothing_of_a_picture_is_stored_when_its_row_cannot_be(
     session.commit()
     assert http.put(f"/v1/images/{sha256(png())}", content=png(), headers=ingest).status_code == 500
     assert session.query(models.Image).count() == 0
+
+
+def test_a_client_that_hangs_up_while_sending_is_no_failure(caplog: pytest.LogCaptureFixture) -> None:
+    async def left(scope: Any, receive: Any, send: Any) -> None:
+        raise ClientDisconnect
+
+    async def never(*message: Any) -> Any:
+        pytest.fail("nobody is there")
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/events"}
+    asyncio.run(errors.LastResort(left)(scope, never, never))
+    assert caplog.records == []

@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -202,6 +203,8 @@ class LastResort:
 
         try:
             await self.app(scope, receive, noting)
+        except ClientDisconnect:
+            return None  # gone while sending: nothing failed here, and nobody reads an answer
         except Exception as error:
             response = _known_or_internal(scope, error)
             if started:
