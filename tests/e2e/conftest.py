@@ -91,7 +91,9 @@ def server(servers: stack.Shared, worker_id: str, tmp_path_factory: pytest.TempP
     url, database = f"http://127.0.0.1:{port}", servers.clone(f"site_{worker_id}")
     engine = db.configure(database)
     partitions.ensure_ahead(engine)
-    process = _serve(port, home, {"DATABASE_URL": database, "PUBLIC_URL": url, "DATA_DIR": str(home / "data")})
+    channels = {"ALLOW_PRIVATE_TARGETS": "127.0.0.0/8", "DEMO_SINK": "true"}  # as the demo has them
+    values = {"DATABASE_URL": database, "PUBLIC_URL": url, "DATA_DIR": str(home / "data")}
+    process = _serve(port, home, values | channels)
     try:
         _wait(url, process, home / "web.log")
         yield Server(url, engine, home / "data")
