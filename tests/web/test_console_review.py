@@ -278,7 +278,10 @@ def test_a_skip_takes_its_reason_from_the_list_and_the_words_beside_it(
     chosen = {"choice": "I do not know this subject well enough", "reason": "X-ray"}
     assert rita.post(f"{address}/skip", data={"lease_token": token, **chosen}).status_code == 303
     assert [act.reason for act in acts(session)] == ["I do not know this subject well enough: X-ray"]
-    assert "Skipped. Undo U" in words(rita.get("/review").text)
+    page = words(rita.get("/review").text)
+    assert "Skipped. Undo U" in page
+    assert "Nothing waits for you 1 item you skipped goes to others first" in page
+    assert rita.get("/review/state").json() == {"state": "empty"}
 
 
 def test_another_reason_has_to_be_named(rita: Browser, flagged: Sender, session: orm.Session) -> None:

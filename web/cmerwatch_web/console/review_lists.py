@@ -37,11 +37,15 @@ def show_queue(request: Request, session: auth.Session, viewer: Reviewer) -> Res
     """On with the item held; else what waits, and a button: opening a page must take nothing from others."""
     if mine := reviews.held(session, viewer):
         return RedirectResponse(f"/review/{mine[0].item.id}", 303)
+    counts = reviews.counts(session, viewer.project_id)
+    resting = review_queue.resting(session, viewer)
     return pages.render(
         request,
         "review_queue.html",
         viewer=viewer,
-        counts=reviews.counts(session, viewer.project_id),
+        counts=counts,
+        resting=resting,
+        waiting=counts.open - resting,
         mine=review_queue.mine_today(session, viewer),
         undoable=review_queue.undoable(session, viewer),
         freed=review_queue.first_freed(session, viewer.project_id),
@@ -54,7 +58,8 @@ def show_queue(request: Request, session: auth.Session, viewer: Reviewer) -> Res
 @router.get("/review/state")
 def show_state(session: auth.Session, viewer: Reviewer) -> JSONResponse:
     """What an empty queue asks until something came."""
-    return JSONResponse({"state": review_queue.state(reviews.counts(session, viewer.project_id))})
+    waits = reviews.counts(session, viewer.project_id).open > review_queue.resting(session, viewer)
+    return JSONResponse({"state": "waiting" if waits else "empty"})
 
 
 @router.get("/review/history")

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 from starlette.requests import Request
 
-from cmerwatch import access, ids, models, reviews
+from cmerwatch import access, ids, models, review_leases, reviews
 
 COUNTED = 1000  # the number in the navigation is read on every page, so it stops counting here
 AHEAD = 3  # pictures fetched before their item is claimed: as many as other reviewers may take in the meantime
@@ -109,8 +109,20 @@ def first_freed(session: orm.Session, project_id: uuid.UUID) -> dt.datetime | No
     return found
 
 
-def state(counts: reviews.QueueCounts) -> str:
-    return "waiting" if counts.open else "empty"
+_RESTING = sa.text(
+    f"""
+    SELECT count(DISTINCT r.item_id) FROM reviews r JOIN review_items i ON i.id = r.item_id
+    WHERE r.project_id = :project AND r.id >= :since AND r.reviewer_id = :me AND r.action = 'skip' AND NOT {_UNDONE}
+        AND i.state IN ('open', 'leased') AND (i.lease_until IS NULL OR i.lease_until <= now())
+    """
+)
+
+
+def resting(session: orm.Session, reviewer: access.Principal) -> int:
+    """Open items that this reviewer skipped, which go to others first."""
+    since = dt.datetime.now(dt.UTC) - review_leases.SKIP_REST
+    values = {"project": reviewer.project_id, "me": reviewer.user_id, "since": ids.first(since)}
+    return session.scalar(_RESTING, values) or 0
 
 
 def acts(session: orm.Session, project_id: uuid.UUID, event_id: uuid.UUID) -> list[reviews.Act]:

@@ -73,6 +73,7 @@ document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
   const at = event.target;
   if (event.key === "Escape" && isText(at)) at.blur();
+  if (event.key === "Enter" && at.matches("#answer input")) event.preventDefault(); // it would send the form
   if (isText(at) || !keysOn.checked) return;
   const sheet = open(".sheet");
   if (sheet) return inSheet(sheet, event);
@@ -142,6 +143,7 @@ const chips = $("[data-wrong]");
 const field = form?.elements.spans;
 const marks = field ? JSON.parse(field.value || "[]") : [];
 const MOST_MARKS = 100;
+output?.normalize(); // the parser cuts a long text into nodes of 65 536 units
 
 const lengthOf = (leaf) => Number(leaf.dataset.length) || [...leaf.textContent].length;
 
