@@ -116,6 +116,43 @@ def test_a_colour_profile_is_brought_to_srgb_and_a_broken_one_ignored(pool: Pool
     assert np.abs(_pixels(pool, images.encoded(SCENE, icc_profile=b"junk" * 50)) - _pixels(pool, PLAIN)).mean() < 1
 
 
+def _shaded() -> Image.Image:
+    y, x = np.mgrid[0:1:300j, 0:1:300j]
+    return Image.fromarray(np.uint8(np.stack([40 + 150 * x, 90 + 60 * y, 200 - 80 * x * y], axis=-1)))
+
+
+def _noise(size: int, **spread: int) -> Image.Image:
+    rng = np.random.default_rng(1)
+    levels = rng.normal(128, spread["sd"], (size, size, 3)) if spread else rng.integers(0, 256, (size, size, 3))
+    return Image.fromarray(np.clip(levels, 0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        _shaded(),
+        _noise(256, sd=3),
+        _noise(256, sd=25),
+        _noise(128).resize((256, 256), Image.Resampling.BICUBIC),
+        _noise(64).resize((512, 512), Image.Resampling.NEAREST),
+        _noise(512).resize((256, 256), Image.Resampling.LANCZOS),
+    ],
+    ids=["shaded", "dark noise", "soft noise", "enlarged noise", "noise in blocks", "reduced noise"],
+)
+def test_noise_of_any_grain_and_a_smoothly_shaded_ground_are_blank(pool: Pool, picture: Image.Image) -> None:
+    assert "blank_image" in _decoded(pool, images.encoded(picture)).notes
+    assert "blank_image" in _decoded(pool, images.encoded(picture, "JPEG", quality=75)).notes
+
+
+def test_a_shape_on_a_shaded_ground_and_a_two_tone_pattern_are_not_blank(pool: Pool) -> None:
+    shaded = _shaded()
+    shaded.paste((220, 40, 40), (100, 100, 130, 130))
+    assert _decoded(pool, images.encoded(shaded)).notes == ()
+    modules = np.random.default_rng(2).integers(0, 2, (41, 41), np.uint8) * 255
+    pattern = Image.fromarray(modules).resize((164, 164), Image.Resampling.NEAREST)
+    assert _decoded(pool, images.encoded(pattern)).notes == ()
+
+
 def test_an_animation_counts_by_its_first_frame_and_is_noted(pool: Pool) -> None:
     other = Image.new("RGB", SCENE.size, "black")
     data = images.encoded(SCENE, "GIF", save_all=True, append_images=[other, SCENE])

@@ -50,12 +50,16 @@ DISPLAY_SIDE = 1600
 # make it a thousand times larger.
 MAX_ASPECT = 50
 
-# Near-uniform: averaged over a 64 x 64 grid no channel varies by more than 8 of 255 levels, which is what JPEG and
-# sensor noise leave on an empty frame. One 32 px shape on a 1024 px scene still moves its cells by far more.
-BLANK_RANGE = 8
-# Noise: neighbouring pixels as different as strangers. Var(difference) / 2 Var is 1 for white noise; photographs and
-# drawings stay under 0.3.
+# Near-uniform: averaged over a 64 x 64 grid, and without the smooth shading of an empty wall or a covered lens, no
+# channel varies by more than 8 of 255 levels, which is what JPEG and sensor noise leave. One 32 px shape on a 1024 px
+# scene still moves its cells by far more.
+GRID, BLANK_RANGE = 64, 8
+# Noise: neighbouring pixels as different as strangers. Var(difference) / 2 Var is 1 for white noise; photographs,
+# drawings and dense print stay under 0.7 in one direction at least. Enlarged noise is white again once it is reduced.
 NOISE_RATIO = (0.75, 1.3)
+NOISE_SCALES = (1, 2, 4, 8)
+# A two-tone pattern, such as a QR code, has kurtosis 1; noise 1.8 (uniform) to 3 (normal).
+NOISE_KURTOSIS = 1.5
 
 
 class Refused(Exception):
@@ -177,12 +181,34 @@ def _through_profile(image: Image.Image, profile: bytes | None) -> Image.Image |
 
 def _is_blank(image: Image.Image) -> bool:
     """Near-uniform or noise: the cheapest sign of a picture that never reached the model."""
-    cells = np.asarray(image.resize((64, 64), Image.Resampling.BOX), np.int16)
-    if int((cells.max((0, 1)) - cells.min((0, 1))).max()) <= BLANK_RANGE:
+    cells = np.asarray(image.resize((GRID, GRID), Image.Resampling.BOX), np.float64)
+    if float(np.ptp(_unshaded(cells), axis=(0, 1)).max()) <= BLANK_RANGE:
         return True
     left, top = max(0, image.width // 2 - 128), max(0, image.height // 2 - 128)
-    grey = np.asarray(image.crop((left, top, min(left + 256, image.width), min(top + 256, image.height))).convert("L"))
-    return _is_noise(grey.astype(np.float64))
+    middle = image.crop((left, top, min(left + 256, image.width), min(top + 256, image.height))).convert("L")
+    if _is_two_tone(np.asarray(middle, np.float64)):
+        return False
+    return any(_is_noise(np.asarray(middle.reduce(scale), np.float64)) for scale in NOISE_SCALES)
+
+
+def _is_two_tone(grey: NDArray[np.float64]) -> bool:
+    return float(((grey - grey.mean()) ** 4).mean()) < NOISE_KURTOSIS * float(grey.var()) ** 2
+
+
+def _surface() -> NDArray[np.float64]:
+    """Constant, slopes and curvatures over the grid, as orthonormal columns."""
+    y, x = np.mgrid[-1 : 1 : GRID * 1j, -1 : 1 : GRID * 1j]
+    columns = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=-1).reshape(-1, 6)
+    return np.asarray(np.linalg.qr(columns)[0], np.float64)
+
+
+_SHADING = _surface()
+
+
+def _unshaded(cells: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(GRID, GRID, 3) without the quadratic surface that fits each channel best."""
+    flat = cells.reshape(-1, cells.shape[-1])
+    return np.asarray((flat - _SHADING @ (_SHADING.T @ flat)).reshape(cells.shape), np.float64)
 
 
 def _is_noise(grey: NDArray[np.float64]) -> bool:

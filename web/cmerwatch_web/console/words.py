@@ -13,7 +13,7 @@ from cmerwatch_web import charts
 BLIND_SPOTS = "counts, small print and other text, left and right, and fine attributes"
 
 REASONS = {
-    "blank_image": "the picture is blank, noise or nearly one colour",
+    "blank_image": "the picture is blank, noise, or a plain or smoothly shaded ground",
     "animated": "only the first frame of the animation was looked at",
     "wrong_image": "the text fits this picture no better than a picture it was not written for",
     "prompt_does_not_fit": "what the prompt takes for granted does not show in this picture either",
@@ -43,6 +43,11 @@ CONFIDENCE_STATUS = {
     "constant_logprobs": "not known: the provider gave every token the same log-probability",
     "reported_by_app": "reported by the app",
     "not_reported": "not reported",
+    "not_requested": "unknown: the app did not ask for log-probabilities",
+    "unsupported_by_provider": "unknown: the provider gave no log-probabilities",
+    "unsupported_by_model": "unknown: the model refuses log-probabilities",
+    "dropped_by_framework": "unknown: a framework dropped the log-probabilities",
+    "error": "unknown: the log-probabilities could not be read",
 }
 
 
