@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Annotated
 
 try:
-    import typer
     import sqlalchemy  # noqa: F401 - asked for here, so that its absence is told in words
+    import typer
 except ModuleNotFoundError:  # the base install is the SDK alone
     sys.exit("cmerwatch: the command line needs the server parts: pip install 'cmerwatch[demo]'")
 
