@@ -14,6 +14,7 @@ import pytest
 
 from cmerwatch import access, db, policies
 from tests import processes
+from tests.sdk.model_server import ModelServer
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -44,6 +45,16 @@ def _environment(server: tuple[str, str]) -> dict[str, str]:
     return os.environ | {"CMERWATCH_SERVER_URL": server[0], "CMERWATCH_API_KEY": server[1]}
 
 
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A server that answers as OpenAI's does, where its client looks for one."""
+    server = ModelServer()
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    yield
+    server.stop()
+
+
 def _stored(server: tuple[str, str]) -> list[dict[str, object]]:
     answer = httpx2.get(f"{server[0]}/v1/events", headers={"Authorization": f"Bearer {server[1]}"})
     rows: list[dict[str, object]] = answer.json()["rows"]
@@ -51,6 +62,7 @@ def _stored(server: tuple[str, str]) -> list[dict[str, object]]:
 
 
 @pytest.mark.parametrize("snippet", _snippets("python"))
+@pytest.mark.usefixtures("model")
 def test_a_python_snippet_runs_as_it_stands(snippet: str, server: tuple[str, str]) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", snippet],
@@ -62,6 +74,9 @@ def test_a_python_snippet_runs_as_it_stands(snippet: str, server: tuple[str, str
     )
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
+    if "cmerwatch.wrap(" in snippet:
+        [row] = _stored(server)
+        assert row["endpoint"] == "/describe"
 
 
 def _shell_snippets() -> list[object]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from cmerwatch.sdk import media, scope
+from cmerwatch.sdk import scope
 from cmerwatch.sdk.client import Client
 from cmerwatch.sdk.hooks import chat
 
@@ -43,8 +43,7 @@ class Call:
         self._question = question
         # Of now: a stream may end in another context, or none.
         self._dimensions = {**settings.dimensions, **scope.current()}
-        self._parameters = [(name, body.get(name)) for name in chat.PARAMETERS]
-        self._size = sys.getsizeof(question.prompt) + sum(map(media.weigh, question.pictures))
+        self._body = body
         self._begun = time.perf_counter()
 
     def elapsed_ms(self) -> int:
@@ -58,7 +57,7 @@ class Call:
             if not output or output.isspace():  # it called a tool, or was cut off before the first word
                 client.drop("no_output")
                 continue
-            size = self._size + sys.getsizeof(output) + chat.TOKEN_BYTES * len(answer.tokens)
+            size = self._question.size() + sys.getsizeof(output) + chat.TOKEN_BYTES * len(answer.tokens)
             client.take(functools.partial(self._fields, reply, answer, output, timing), size, start_thread)
 
     def _fields(self, reply: chat.Reply, answer: chat.Answer, output: str, timing: dict[str, Any]) -> dict[str, Any]:
@@ -89,7 +88,8 @@ class Call:
         yield "completion_tokens", getattr(reply.usage, "completion_tokens", None)
         if answer.refusal and not answer.text:
             yield "refused", True
-        yield from self._parameters
+        for name in chat.PARAMETERS:
+            yield name, self._body.get(name)
 
 
 def _name(given: Any) -> str | None:

@@ -4,6 +4,7 @@ Requests are the plain dicts that travel; answers are objects read by attribute,
 """
 
 import operator
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,10 @@ class Question:
 
     pictures: list[dict[str, str]]
     prompt: str
+
+    def size(self) -> int:
+        """Bytes of memory it keeps alive."""
+        return sys.getsizeof(self.prompt) + sum(sys.getsizeof(picture["url"]) for picture in self.pictures)
 
 
 @dataclass
@@ -117,39 +122,38 @@ def question(messages: Any) -> Question | None:
             if seen and asked:
                 break
             continue
-        content = message.get("content")
-        if not seen:
-            pictures[:0] = _pictures(content)
-        if isinstance(role, str) and role in words and not (role == "user" and asked):
-            words[role][:0] = _texts(content)
+        shown, said = _parts(message.get("content"))
+        if shown and not seen:
+            pictures[:0] = shown
+        if said and isinstance(role, str) and role in words and not (role == "user" and asked):
+            words[role][:0] = said
     if not pictures:
         return None
     return Question(pictures, "\n".join(words["user"] or words["system"] + words["developer"]))
 
 
-def _pictures(content: Any) -> list[dict[str, str]]:
-    """Addresses go on as addresses: a path in one would have the app's own files read and sent."""
-    if not isinstance(content, (list, tuple)):
-        return []
-    return [
-        {"url": url}
-        for part in content
-        if isinstance(part, dict) and part.get("type") in PICTURE_KINDS and (url := _address(part.get("image_url")))
-    ]
+def _parts(content: Any) -> tuple[list[dict[str, str]], list[str]]:
+    """(pictures, texts). Addresses go on as addresses: a path in one would have the app's own files read and sent."""
+    if isinstance(content, str):
+        return [], [content] if content else []
+    shown, said = [], []
+    for part in content if isinstance(content, (list, tuple)) else ():
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind == "text":
+            text = part.get("text")
+            if text and isinstance(text, str):
+                said.append(text)
+        elif kind in PICTURE_KINDS:
+            url = _address(part.get("image_url"))
+            if url:
+                shown.append({"url": url})
+    return shown, said
 
 
 def _address(given: Any) -> str | None:
     """`image_url` is `{"url": ...}`; some servers take the bare string."""
     url = given.get("url") if isinstance(given, dict) else given
     return url if isinstance(url, str) else None
-
-
-def _texts(content: Any) -> list[str]:
-    if isinstance(content, str):
-        return [content] if content else []
-    parts = content if isinstance(content, (list, tuple)) else ()
-    texts = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text"]
-    return [text for text in texts if isinstance(text, str) and text]
 
 
 def confidence(answer: Answer, output: str) -> tuple[list[str], list[float]] | None:

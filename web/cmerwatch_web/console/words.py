@@ -43,11 +43,11 @@ CONFIDENCE_STATUS = {
     "constant_logprobs": "not known: the provider gave every token the same log-probability",
     "reported_by_app": "reported by the app",
     "not_reported": "not reported",
-    "not_requested": "unknown: the app did not ask for log-probabilities",
-    "unsupported_by_provider": "unknown: the provider gave no log-probabilities",
-    "unsupported_by_model": "unknown: the model refuses log-probabilities",
-    "dropped_by_framework": "unknown: a framework dropped the log-probabilities",
-    "error": "unknown: the log-probabilities could not be read",
+    "not_requested": "not known: the app did not ask for log-probabilities",
+    "unsupported_by_provider": "not known: the provider gave no log-probabilities",
+    "unsupported_by_model": "not known: the model refuses log-probabilities",
+    "dropped_by_framework": "not known: a framework dropped the log-probabilities",
+    "error": "not known: the log-probabilities could not be read",
 }
 
 
