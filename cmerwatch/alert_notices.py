@@ -55,17 +55,17 @@ class Scene:
 
 
 def _versions(window: Cells, week: Cells) -> list[str]:
-    found = []
+    new, moved = [], []
     for value, (now, before) in _shares(window, week, "model_version").items():
         if before <= SEEN_BEFORE and now >= NEW_SHARE and value:
             said = "none" if not before else alert_rules.percent(before)
-            found.append(
+            new.append(
                 f"Model version {named(value)} is new: {alert_rules.percent(now)} of these outputs, "
                 f"{said} in the seven days before."
             )
         elif abs(now - before) >= MOVED and value:
-            found.append(f"Model version {named(value)} went from {_from_to(before, now)}.")
-    return found[:WORST] or ["The model versions are those of the seven days before."]
+            moved.append(f"Model version {named(value)} went from {_from_to(before, now)}.")
+    return [*new, *moved][:WORST] or ["The model versions are those of the seven days before."]
 
 
 def _prompts(window: Cells, week: Cells) -> list[str]:

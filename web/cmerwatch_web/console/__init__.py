@@ -5,6 +5,8 @@ from fastapi import Depends
 
 from cmerwatch_web.console import (
     account,
+    alert_rules,
+    alerts,
     assets,
     audit,
     auth,
@@ -29,6 +31,8 @@ for part in (
     auth,
     overview,
     events,
+    alert_rules,  # before alerts, whose /alerts/{alert} would take its paths
+    alerts,
     review_lists,
     review,
     ledger,
