@@ -7,6 +7,7 @@ import json
 import re
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 
 import fastapi
 import pytest
@@ -15,6 +16,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import orm
 
 from cmerwatch import access, blobs, models
+from cmerwatch_web.console import pages, review_form
 from tests.web import seeded
 
 Sender = Callable[..., uuid.UUID]
@@ -600,3 +602,15 @@ def test_a_reviewer_is_not_told_on_the_event_page_why_an_item_was_chosen(
     page = rita.get(f"/events/{session.get_one(models.ReviewItem, item).event_id}").text
     assert "drawn at random" not in page
     assert json.loads(rita.get("/review/state").text) == {"state": "waiting"}
+
+
+def test_the_reviewers_guide_names_every_key_of_the_page() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "reviewing.md").read_text()
+    for label, meaning, key in review_form.VERDICTS.values():
+        assert f"| `{key}` | {label} | {meaning} |" in guide
+    for label, meaning, key in review_form.ERROR_TYPES.values():
+        assert f"| `{key}` | {label.lower()}: {meaning} |" in guide
+    page = (Path(pages.__file__).parent.parent / "templates" / "review_macros.html").read_text()
+    for key in ("Space", "M", "W", "N", "Esc", "S", "E", "G", "U", "?"):
+        assert f"('{key}', " in page
+        assert f"`{key}`" in guide

@@ -172,7 +172,12 @@ async def keep(request: Request) -> Kept | None:
     found = _FORM.fullmatch(request.url.path)
     if request.method != "POST" or found is None:
         return None
-    return Kept(f"/review/{found[1]}", json.dumps(read(await request.form()).fields()))
+    return Kept(f"/review/{found[1]}", packed(read(await request.form())))
+
+
+def packed(draft: Draft) -> str:
+    """The fields as one text, which `draft` reads."""
+    return json.dumps(draft.fields())
 
 
 def is_item(path: str) -> bool:
