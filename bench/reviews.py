@@ -1,10 +1,11 @@
 """Milliseconds of `POST /v1/reviews/next` over HTTP with 100 000 items waiting.
 
-    python bench/reviews.py [--waiting 100000] [--reviewers 8] [--seconds 15]
+    python bench/reviews.py [--waiting 100000] [--reviewers 50] [--seconds 20]
 
-One web process on a Postgres of its own with its ordinary durability (fsync on). Reviewers take an item, answer it, and
-take the next one without a pause. Half as many answered items and 300 that others hold lie in the way. First one
-reviewer alone, then all together; ends with 1 when p95 is over the target for one of them.
+One web process on a Postgres of its own with its ordinary durability (fsync on). Half as many answered items and 300
+that others hold lie in the way. First one reviewer alone without a pause; then all together, each with an item every
+two seconds or so, faster than anybody reads; ends with 1 when p95 is over the target for one of the two. Last, for
+information, 8 without a pause: what one web process can do at most.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import contextlib
 import http.client
 import json
 import os
+import random
 import secrets
 import statistics
 import subprocess
@@ -34,6 +36,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "web")]
 from cmerwatch import access, checks, db, embedded, migrate, partitions, policies, settings  # noqa: E402
 
 TARGET_MS = 100
+PAUSE = 2.0
 
 _SEED = """
 WITH new AS (
@@ -106,8 +109,8 @@ def _answers(port: int) -> bool:
         return False
 
 
-def work(port: int, key: str, end: float) -> list[float]:
-    """Seconds of each `next` until `end` (time.perf_counter)."""
+def work(port: int, key: str, end: float, pause: float = 0.0) -> list[float]:
+    """Seconds of each `next` until `end` (time.perf_counter), with about `pause` seconds between two items."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
 
@@ -119,24 +122,26 @@ def work(port: int, key: str, end: float) -> list[float]:
             raise SystemExit(f"{path} answered {answer.status}: {text[:300]!r}")
         return json.loads(text)
 
-    seconds = []
+    seconds, rng = [], random.Random(key)
+    time.sleep(pause * rng.random())  # not all at the same moment
     while time.perf_counter() < end:
         started = time.perf_counter()
         found = call("next", {})
         seconds.append(time.perf_counter() - started)
         body = {"lease_token": found["lease"]["token"], "verdict": "hallucinated"}
         call(f"{found['item']['id']}/verdict", body)
+        time.sleep(pause * rng.uniform(0.5, 1.5))
     return seconds
 
 
-def measure(port: int, keys: list[str], seconds: float) -> float:
+def measure(port: int, keys: list[str], seconds: float, pause: float) -> float:
     """p95 in milliseconds."""
     end = time.perf_counter() + seconds
     with ThreadPoolExecutor(len(keys)) as pool:
-        taken = [one * 1000 for some in pool.map(lambda key: work(port, key, end), keys) for one in some]
+        taken = [one * 1000 for some in pool.map(lambda key: work(port, key, end, pause), keys) for one in some]
     cuts = statistics.quantiles(taken, n=100)
     print(
-        f"next item, {len(keys)} reviewers without a pause, {len(taken)} taken: "
+        f"next item, {len(keys):2} at work, pause {pause:.0f} s, {len(taken)} taken in {seconds:.0f} s: "
         f"p50 {cuts[49]:.1f} ms, p95 {cuts[94]:.1f} ms, p99 {cuts[98]:.1f} ms"
     )
     return cuts[94]
@@ -145,8 +150,8 @@ def measure(port: int, keys: list[str], seconds: float) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--waiting", type=int, default=100_000)
-    parser.add_argument("--reviewers", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=15)
+    parser.add_argument("--reviewers", type=int, default=50)
+    parser.add_argument("--seconds", type=float, default=20)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
@@ -167,10 +172,11 @@ def main() -> int:
             print(f"{options.waiting} items wait")
             with web({"CMERWATCH_DATABASE_URL": url, "CMERWATCH_REDIS_URL": ""}) as port:
                 work(port, keys[0], time.perf_counter() + 1)  # connections and plans, as after a second of use
-                p95 = [measure(port, some, options.seconds) for some in (keys[:1], keys)]
+                p95 = [measure(port, keys[:1], options.seconds, 0), measure(port, keys, options.seconds, PAUSE)]
+                measure(port, keys[:8], options.seconds, 0)
         finally:
             postgres.stop()
-    print(f"target: p95 <= {TARGET_MS} ms")
+    print(f"target of the first two: p95 <= {TARGET_MS} ms")
     return 0 if max(p95) <= TARGET_MS else 1
 
 
