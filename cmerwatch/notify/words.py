@@ -8,6 +8,7 @@ from cmerwatch.notify.kind import Message
 from cmerwatch.shapes import Notice
 
 _STATUS = {"firing": "Firing", "repeat": "Still firing", "resolved": "Resolved", "test": "Test"}
+_FIRST = {"repeat": "Firing", "resolved": "Fired and resolved"}
 
 
 def headline(message: Message) -> str:
@@ -16,9 +17,9 @@ def headline(message: Message) -> str:
 
 
 def status(message: Message) -> str:
-    """An alert that was never told of is told of with its end."""
-    if message.notice.status == "resolved" and message.is_first:
-        return "Fired and resolved"
+    """An alert that was never told of is told of with its end, and nothing is still firing to who never heard of it."""
+    if message.is_first and message.notice.status in _FIRST:
+        return _FIRST[message.notice.status]
     return _STATUS.get(message.notice.status, message.notice.status)
 
 

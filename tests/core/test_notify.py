@@ -119,6 +119,12 @@ def test_an_alert_that_ended_before_it_was_told_of_is_told_once_with_both() -> N
     assert body("slack", Message(ID, ended, is_first=False))["text"].startswith("Resolved: ")
 
 
+def test_nothing_is_still_firing_to_who_never_heard_of_it() -> None:
+    again = notice(status="repeat")
+    assert body("slack", Message(ID, again, is_first=True))["text"].startswith("Firing: ")
+    assert body("slack", Message(ID, again, is_first=False))["text"].startswith("Still firing: ")
+
+
 @pytest.mark.parametrize(
     "status, said, outcome",
     [

@@ -9,8 +9,10 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import orm
 
-from cmerwatch import access, models, settings, sink
+from cmerwatch import access, models, notify, settings, sink
+from cmerwatch.notify import Message
 from cmerwatch_web import app as web
+from tests import alerting
 
 
 @pytest.fixture
@@ -72,3 +74,22 @@ def test_another_projects_messages_are_not_shown(demo: TestClient, stranger: mod
 def test_there_is_no_sink_outside_the_demo(http: TestClient, console: TestClient, project: models.Project) -> None:
     assert http.post("/sink/acme/slack", content=b"{}").status_code in (404, 405)
     assert console.get("/sink").status_code == 404
+
+
+@pytest.mark.parametrize("body", [b"[" * 100_000, b'{"blocks": 7}', b"null", b'"x"', b"{"])
+def test_a_body_that_is_no_slack_message_is_shown_as_it_is(
+    demo: TestClient, project: models.Project, body: bytes
+) -> None:
+    assert demo.post("/sink/acme/slack", content=body).status_code == 200
+    page = demo.get("/sink")
+    assert page.status_code == 200
+    assert "Roughly as Slack shows it" not in page.text
+
+
+def test_a_slack_message_is_laid_out_from_its_plain_texts(demo: TestClient, project: models.Project) -> None:
+    message = Message("message-1", alerting.notice())
+    request = notify.KINDS["slack"].request(message, {"url": "https://hooks.example.com/"}, alerting.AT)
+    demo.post("/sink/acme/slack", content=request.body)
+    page = demo.get("/sink").text
+    assert "Roughly as Slack shows it" in page
+    assert "46.3% [42.2%, 50.5%], n = 570</p>" in page

@@ -150,7 +150,7 @@ def delete_channel(session: auth.Session, viewer: Alerting, channel: uuid.UUID) 
 @router.post(PATH + "/{channel}/rotate")
 def rotate_secret(request: Request, session: auth.Session, viewer: Alerting, channel: uuid.UUID) -> Response:
     """Answers with the new secret, once."""
-    return _page(request, session, viewer, made=channels.rotate_secret(session, viewer, channel))
+    return _page(request, session, viewer, made=channels.rotate_secret(session, viewer, channel), rotated=True)
 
 
 def _tested(session: orm.Session, viewer: access.Principal, test: str) -> models.Delivery | None:
@@ -167,6 +167,7 @@ def _page(
     wish: Wish | None = None,
     problem: Problem | None = None,
     made: channels.Made | None = None,
+    rotated: bool = False,
     tested: models.Delivery | None = None,
     editing: uuid.UUID | None = None,
 ) -> Response:
@@ -184,6 +185,7 @@ def _page(
         wish=wish or Wish(),
         problem=problem,
         made=made,
+        rotated=rotated,
         tested=tested,
         editing=editing,
         wait_seconds=int(api.TEST_SECONDS),
