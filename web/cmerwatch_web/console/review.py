@@ -138,6 +138,8 @@ def renew(
     """What the page's script asks every minute while somebody is looking."""
     try:
         lease = reviews.heartbeat(session, viewer, item_id, review_form.token(form))
+    except errors.NotFound:
+        raise
     except errors.CmerwatchError as error:
         return JSONResponse({"lost": review_page.standing(error)}, 409)
     return JSONResponse({"seconds": review_page.seconds_left(session, lease)})
