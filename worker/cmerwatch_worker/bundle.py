@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,15 +84,36 @@ def read_manifest(folder: Path) -> Manifest:
                 f"{path} has format {data['format']}, this version reads {FORMAT}; export the bundle again"
             )
         manifest = Manifest(**{**data, "preprocess": Preprocess(**data["preprocess"])})
-    except FileNotFoundError:
+        _hold_to_types(manifest)
+    except (FileNotFoundError, NotADirectoryError):
         raise errors.StartRefused(f"{folder} is no checker bundle: it has no manifest.json") from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError, OSError) as error:
         raise errors.StartRefused(f"{path} cannot be read: {error}") from error
     if missing := [name for name in REQUIRED if name not in manifest.files]:
         raise errors.StartRefused(f"{path} does not list {', '.join(missing)}")
     if strange := [name for name in manifest.files if name not in REQUIRED + OPTIONAL]:
         raise errors.StartRefused(f"{path} lists files a bundle does not have: {', '.join(strange)}")
     return manifest
+
+
+def _hold_to_types(manifest: Manifest) -> None:
+    """Raises ValueError: a manifest that was edited by hand must not surface as a crash in the middle of scoring."""
+    for name in ("model", "weights", "label", "licence", "library_version", "precision"):
+        if not isinstance(getattr(manifest, name), str):
+            raise ValueError(f"{name} must be a text")
+    for name in ("context_length", "embed_dim"):
+        if type(getattr(manifest, name)) is not int or getattr(manifest, name) < 1:
+            raise ValueError(f"{name} must be a whole number above 0")
+    for name in ("logit_scale", "logit_bias", "parity"):
+        value = getattr(manifest, name)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not is_number and (value is not None or name == "logit_scale"):
+            raise ValueError(f"{name} must be a finite number")
+    for name in ("is_demo", "full_context"):
+        if not isinstance(getattr(manifest, name), bool):
+            raise ValueError(f"{name} must be true or false")
+    if not isinstance(manifest.files, dict) or not all(isinstance(value, str) for value in manifest.files.values()):
+        raise ValueError("files must give each file's sha256")
 
 
 def _verified(folder: Path, name: str, wanted: str) -> bytes:

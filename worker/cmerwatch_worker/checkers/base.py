@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from cmerwatch_worker.preprocess import Preprocess
 from cmerwatch_worker.reference import Reference
 
-__all__ = ["Checker", "Preprocess", "Reference", "logits", "unit"]
+__all__ = ["Checker", "Preprocess", "Reference", "brief", "logits", "unit"]
 
 
 class Checker(Protocol):
@@ -40,6 +40,12 @@ class Checker(Protocol):
     def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """n texts -> (n, embed_dim), unit length. errors.TextTooLong: a text over the context; nothing is ever cut."""
         ...
+
+
+def brief(error: BaseException) -> str:
+    """What a library said, on one line: torch lists every missing key of a checkpoint."""
+    said = " ".join(str(error).split())
+    return said if len(said) <= 300 else f"{said[:297]}..."
 
 
 def unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cmerwatch import errors
 from cmerwatch_worker import bundle, preprocess
 from cmerwatch_worker.checkers import tokenizers
-from cmerwatch_worker.checkers.base import unit
+from cmerwatch_worker.checkers.base import brief, unit
 
 
 class Onnx:
@@ -34,6 +34,25 @@ class Onnx:
         self._tokenizer = held.tokenizer
         self._width = manifest.context_length if manifest.full_context else None
         self._image, self._text = (_session(folder, model, threads) for model in (held.image, held.text))
+        self._hold_to_manifest(folder)
+
+    def _hold_to_manifest(self, folder: Path) -> None:
+        """One blank picture and one word: towers of other sizes than the manifest's fail here, not under events."""
+        side = self.preprocess.size
+        try:
+            shapes = {
+                "image.onnx": self.embed_images(np.zeros((1, side, side, 3), np.uint8)).shape,
+                "text.onnx": self.embed_texts(["a"]).shape,
+            }
+        except Exception as error:  # ONNX Runtime's own errors share no public base class
+            raise errors.StartRefused(
+                f"checker bundle {folder}: its towers do not fit its manifest: {error}"
+            ) from error
+        for name, shape in shapes.items():
+            if shape != (1, self.embed_dim):
+                raise errors.StartRefused(
+                    f"checker bundle {folder}: {name} gives {shape[-1]} numbers, the manifest says {self.embed_dim}"
+                )
 
     def count_tokens(self, text: str) -> int:
         return len(self._tokenizer.encode(text))
@@ -60,7 +79,7 @@ def _session(folder: Path, model: bytes, threads: int) -> onnxruntime.InferenceS
     try:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's own errors share no public base class
-        raise errors.StartRefused(f"checker bundle {folder}: ONNX Runtime cannot load it: {error}") from error
+        raise errors.StartRefused(f"checker bundle {folder}: ONNX Runtime cannot load it: {brief(error)}") from error
 
 
 def _run(session: onnxruntime.InferenceSession, batch: NDArray[Any]) -> NDArray[np.float32]:

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from cmerwatch import errors
 from cmerwatch_worker import preprocess
 from cmerwatch_worker.checkers import tokenizers
-from cmerwatch_worker.checkers.base import Preprocess, Reference, unit
+from cmerwatch_worker.checkers.base import Preprocess, Reference, brief, unit
 
 Model = Any  # an open_clip CLIP or CustomTextCLIP; open_clip carries no types
 
@@ -118,7 +118,7 @@ def load_pretrained(name: str, tag: str) -> OpenClip:
             warnings.filterwarnings("error", message="QuickGELU mismatch")
             model = open_clip.create_model(name, pretrained=str(path))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError, RuntimeError, UserWarning) as error:
-        raise errors.StartRefused(f"cannot load {name}:{tag} from {path}: {error}") from error
+        raise errors.StartRefused(f"cannot load {name}:{tag} from {path}: {brief(error)}") from error
     cfg = {
         **open_clip.get_model_preprocess_cfg(model),
         **{k: v for k, v in known.items() if k in _PREPROCESS_KEYS and v},
@@ -171,7 +171,7 @@ def load_local(config: Path, weights: Path) -> OpenClip:
         model.load_state_dict(state)
         cfg = _preprocess({"size": data["model_cfg"]["vision_cfg"]["image_size"], **data.get("preprocess_cfg", {})})
     except (OSError, ValueError, KeyError, TypeError, SafetensorError, RuntimeError) as error:
-        raise errors.StartRefused(f"cannot load {weights} with {config}: {error}") from error
+        raise errors.StartRefused(f"cannot load {weights} with {config}: {brief(error)}") from error
     beside = config.parent / "tokenizer.json"
     if beside.exists():
         tokenizer = tokenizers.from_json(json.loads(beside.read_text()))
@@ -288,7 +288,7 @@ def download(name: str, tag: str) -> Path:
     try:
         open_clip.download_pretrained(known)
     except OSError as error:  # what the network, the hub's client and the disk raise
-        raise errors.Unavailable(f"{name}:{tag} cannot be fetched now: {error}") from error
+        raise errors.Unavailable(f"{name}:{tag} cannot be fetched now: {brief(error)}") from error
     path = _downloaded(known)
     if path is None:
         raise errors.StartRefused(
