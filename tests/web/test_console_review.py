@@ -365,6 +365,17 @@ def test_a_lease_that_ran_out_offers_the_item_again_with_what_was_typed(
     assert [act.note for act in acts(session)] == ["no <b>dog</b> here"]
 
 
+def test_an_untouched_output_is_not_shown_as_typed(rita: Browser, flagged: Sender, session: orm.Session) -> None:
+    flagged(output=OUTPUT)
+    address, token = start(rita)
+    end_leases(session)
+    as_filled = OUTPUT.replace("\n", "\r\n")
+    said = {"lease_token": token, "verdict": "correct", "correction": as_filled}
+    assert "<details><summary>Corrected output" in rita.post(f"{address}/verdict", data=said).text
+    said["correction"] = as_filled + " And more."
+    assert "<details open><summary>Corrected output" in rita.post(f"{address}/verdict", data=said).text
+
+
 def test_an_item_somebody_else_took_names_them_and_the_time_and_keeps_the_words(
     rita: Browser, person: Person, flagged: Sender, session: orm.Session
 ) -> None:

@@ -76,9 +76,9 @@ def give_verdict(
     item_id: uuid.UUID,
     form: review_form.Posted,
 ) -> Response:
-    draft = review_form.read(form)
-    answer = draft.answer(review_page.output(session, viewer, item_id))
-    refused = _attempt(session, lambda: reviews.submit(session, viewer, item_id, review_form.token(form), answer))
+    draft = review_form.read(form).beside(review_page.output(session, viewer, item_id))
+    token = review_form.token(form)
+    refused = _attempt(session, lambda: reviews.submit(session, viewer, item_id, token, draft.answer()))
     if refused is not None:
         return review_page.show(request, session, viewer, store, item_id, draft, refused)
     return _next(session, viewer)

@@ -6,7 +6,7 @@ import json
 import re
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from fastapi import Depends
@@ -83,13 +83,17 @@ class Draft:
         kept += [("correction", self.correction)] if self.correction is not None else []
         return [(name, value) for name, value in kept if value]
 
-    def answer(self, output: str) -> reviews.Answer:
-        untouched = self.correction is None or _lines(self.correction).strip() in ("", _lines(output).strip())
+    def beside(self, output: str) -> Draft:
+        """Without a correction that corrects nothing: the page fills in the output, and most leave it so."""
+        is_untouched = self.correction is None or self.correction.strip() in ("", _lines(output).strip())
+        return replace(self, correction=None) if is_untouched else self
+
+    def answer(self) -> reviews.Answer:
         return reviews.Answer(
             verdict=self.verdict,
             error_types=self.error_types,
             spans=tuple({"start": span.start, "end": span.end} for span in self.spans),
-            correction=None if untouched else self.correction,
+            correction=self.correction,
             note=self.note.strip() or None,
         )
 

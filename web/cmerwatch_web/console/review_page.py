@@ -46,7 +46,7 @@ def show(
         item=item,
         lease=held.lease if held else None,
         seconds=seconds_left(session, held.lease) if held else 0,
-        draft=draft,
+        draft=draft.beside(found.body.output),
         problem=problem(refused) if refused else None,
         standing=None if held else _standing(session, viewer, item),
         can_take=held is None and _can_take(session, viewer, item),
