@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Unpack
 
 from cmerwatch.sdk import config, events, media, scope
@@ -229,10 +229,13 @@ def _length(values: Any) -> int:
 
 
 _live: set[Client] = set()
+last_words: list[Callable[[], None]] = []  # called at the exit, while events are still taken; they do not raise
 
 
 def _at_exit() -> None:
     """All clients together get the time of the one that allows most."""
+    for speak in last_words:
+        speak()
     clients = list(_live)
     if not clients:
         return

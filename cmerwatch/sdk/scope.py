@@ -46,21 +46,25 @@ def current() -> dict[str, Any]:
     return _current.get()
 
 
-_recording: ContextVar[bool] = ContextVar("cmerwatch_recording", default=False)
+# A list emptied when the recording ends: a task started meanwhile keeps its copy of the context for as long as it runs.
+Recording = list[bool]
+_recording: ContextVar[Recording | None] = ContextVar("cmerwatch_recording", default=None)
 
 
 def recording() -> bool:
     """Whether hooks are to record nothing, because the answer is being recorded from outside already."""
-    return _recording.get()
+    return bool(_recording.get())
 
 
-def begin_recording() -> Token[bool]:
-    return _recording.set(True)
+def begin_recording() -> tuple[Recording, Token[Recording | None]]:
+    mark = [True]
+    return mark, _recording.set(mark)
 
 
-def end_recording(token: Token[bool]) -> None:
+def end_recording(begun: tuple[Recording, Token[Recording | None]]) -> None:
+    begun[0].clear()
     try:  # noqa: SIM105  (suppress() takes longer than all the rest)
-        _recording.reset(token)
+        _recording.reset(begun[1])
     except ValueError:  # as in Context
         pass
 
@@ -112,7 +116,7 @@ class Capture:
 
     def __init__(self, client: "Client", given: Fields) -> None:
         self._client = client
-        self._recording: list[Token[bool]] = []
+        self._recording: list[tuple[Recording, Token[Recording | None]]] = []
         for name in SETTABLE:
             setattr(self, name, None)
         self._given = given

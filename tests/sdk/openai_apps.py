@@ -6,6 +6,7 @@ from typing import Any
 
 import openai
 import pydantic
+import pytest
 
 from tests.sdk.model_server import ModelServer
 
@@ -182,3 +183,23 @@ def run(way: Any, client: Any, request: dict[str, Any]) -> Any:
     import asyncio
 
     return asyncio.run(inside())
+
+
+def client_for(way: Any, models: ModelServer) -> Any:
+    return sync_client(models) if way in SYNC else async_client(models)
+
+
+def request(**options: Any) -> dict[str, Any]:
+    return {"model": "toy-vlm", "messages": asking(), **options}
+
+
+def raised_by(client: Any) -> list[BaseException]:
+    """The error of a call and those it came from."""
+    with pytest.raises(openai.OpenAIError) as raised:
+        create(client, request())
+    chain: list[BaseException] = []
+    error: BaseException | None = raised.value
+    while error is not None:
+        chain.append(error)
+        error = error.__context__
+    return chain

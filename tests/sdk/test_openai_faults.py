@@ -21,7 +21,7 @@ from tests.sdk.openai_apps import asking, async_client, sync_client
 
 Step = tuple[Any, str]
 # What runs around the app's own call and holds the guards; everything it calls is a step that may fail.
-SHELL = {"attempt", "_passed"}
+SHELL = {"attempt", "_passed", "_finish_all"}
 WAYS = [apps.create, apps.stream_in_with, apps.helper, apps.raw, apps.raw_stream, apps.with_options]
 ASYNC_WAYS = [apps.acreate, apps.astream, apps.astreaming_response]
 REQUEST: dict[str, Any] = {"model": "toy-vlm", "messages": asking()}
@@ -91,7 +91,7 @@ def quiet() -> Iterator[MemoryTransport]:
     cmerwatch.shutdown(10)
     api._client = None
     openai_hook._without_logprobs.clear()
-    scope._recording.set(False)  # one of the faults leaves it on
+    scope._recording.set(None)  # one of the faults leaves it on
 
 
 @pytest.mark.parametrize("step", STEPS, ids=_name)
@@ -139,7 +139,7 @@ def test_a_step_that_fails_once_leaves_no_event_with_a_hole(
     step: Step, at: int, way: Any, models: ModelServer, quiet: MemoryTransport
 ) -> None:
     quiet.clear()
-    scope._recording.set(False)
+    scope._recording.set(None)
     with sync_client(models) as plain, pytest.MonkeyPatch.context() as patch:
         expected = way(plain, {**REQUEST, "logprobs": True})
         Fault(patch, step, at)

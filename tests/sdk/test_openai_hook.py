@@ -1,29 +1,38 @@
 """What is recorded of the calls that the real `openai` client makes."""
 
 import asyncio
+import gc
 import json
 import logging
-from collections.abc import Callable
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import openai
 import pytest
 
 import cmerwatch
+from cmerwatch.sdk import api
+from cmerwatch.sdk.testing import MemoryTransport
 from tests.sdk import openai_apps as apps
 from tests.sdk.model_server import Behaviour, ModelServer, Say
-from tests.sdk.openai_apps import JPEG, PNG, asking, async_client, picture, sync_client, text, user
+from tests.sdk.openai_apps import (
+    JPEG,
+    PNG,
+    asking,
+    async_client,
+    client_for,
+    picture,
+    raised_by,
+    request,
+    sync_client,
+    text,
+    user,
+)
 
 Recorded = Callable[[], list[dict[str, Any]]]
 WAYS = [*apps.SYNC, *apps.ASYNC]
-
-
-def client_for(way: Any, models: ModelServer) -> Any:
-    return sync_client(models) if way in apps.SYNC else async_client(models)
-
-
-def request(**options: Any) -> dict[str, Any]:
-    return {"model": "toy-vlm", "messages": asking(), **options}
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -225,102 +234,6 @@ def test_messages_may_be_the_librarys_own_objects_and_any_iterable(models: Model
     assert all(event["images"][0]["data"] == JPEG for event in recorded())
 
 
-@pytest.mark.parametrize("way", [apps.create, apps.stream, apps.acreate, apps.astream])
-def test_a_provider_without_logprobs_leaves_the_confidence_unknown_with_the_reason(
-    way: Any, models: ModelServer, recorded: Recorded
-) -> None:
-    models.behaviour = Behaviour(logprobs="ignored")
-    for options in ({}, {"logprobs": True}, {"extra_body": {"logprobs": True}}):
-        apps.run(way, cmerwatch.wrap(client_for(way, models)), request(**options))
-    events = recorded()
-    assert [event["confidence_status"] for event in events] == [
-        "not_requested",
-        "unsupported_by_provider",
-        "unsupported_by_provider",
-    ]
-    assert not any({"confidence", "logprobs", "tokens"} & event.keys() for event in events)
-
-
-def test_numbers_that_are_no_logprobs_are_an_error_and_not_a_confidence(
-    models: ModelServer, recorded: Recorded
-) -> None:
-    for values in ((0.9, 0.8), (-9999.0, -9999.0)):
-        models.behaviour = Behaviour(says=[Say(("A", "."), values)])
-        apps.create(cmerwatch.wrap(sync_client(models)), request(logprobs=True))
-    for event in recorded():
-        assert event["confidence_status"] == "error"
-        assert "logprobs" not in event
-
-
-def test_the_sentinel_travels_for_the_server_to_leave_out(models: ModelServer, recorded: Recorded) -> None:
-    models.behaviour = Behaviour(says=[Say(("A", "."), (-9999.0, -0.5))])
-    apps.create(cmerwatch.wrap(sync_client(models)), request(logprobs=True))
-    assert recorded()[0]["logprobs"] == [-9999.0, -0.5]
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_logprobs_are_asked_for_only_on_request(way: Any, models: ModelServer, recorded: Recorded) -> None:
-    apps.run(way, cmerwatch.wrap(client_for(way, models)), request())
-    apps.run(way, cmerwatch.wrap(client_for(way, models), request_logprobs=True), request())
-    assert [seen.get("logprobs") for seen in models.requests] == [None, True]
-    assert [event["confidence_status"] for event in recorded()] == ["not_requested", "present"]
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_a_server_that_refuses_logprobs_is_asked_again_without_and_then_remembered(
-    way: Any, models: ModelServer, recorded: Recorded
-) -> None:
-    models.behaviour = Behaviour(logprobs="refused")
-    expected = apps.run(way, client_for(way, models), request())
-    for _ in range(2):
-        client = cmerwatch.wrap(client_for(way, models), request_logprobs=True)
-        assert apps.run(way, client, request()) == expected
-    assert [seen.get("logprobs") for seen in models.requests] == [None, True, None, None]
-    assert [event["confidence_status"] for event in recorded()] == ["unsupported_by_model"] * 2
-
-
-def test_another_model_at_the_same_address_is_asked_on_its_own(models: ModelServer, recorded: Recorded) -> None:
-    models.behaviour = Behaviour(logprobs="refused")
-    client = cmerwatch.wrap(sync_client(models), request_logprobs=True)
-    for model in ("one", "two", "one", "two"):
-        client.chat.completions.create(model=model, messages=asking())
-    assert [seen["model"] for seen in models.requests if seen.get("logprobs")] == ["one", "two"]
-    assert len(recorded()) == 4
-
-
-def test_a_refusal_of_logprobs_that_the_app_asked_for_is_the_apps(models: ModelServer, recorded: Recorded) -> None:
-    models.behaviour = Behaviour(logprobs="refused")
-    client = cmerwatch.wrap(sync_client(models), request_logprobs=True)
-    with pytest.raises(openai.BadRequestError, match="logprobs"):
-        client.chat.completions.create(model="m", messages=asking(), logprobs=True)
-    assert len(models.requests) == 1
-
-
-def test_an_app_that_says_no_to_logprobs_is_obeyed(models: ModelServer, recorded: Recorded) -> None:
-    client = cmerwatch.wrap(sync_client(models), request_logprobs=True)
-    client.chat.completions.create(model="m", messages=asking(), logprobs=False)
-    assert models.requests[0]["logprobs"] is False
-    assert recorded()[0]["confidence_status"] == "not_requested"
-
-
-def test_a_call_without_a_picture_is_never_altered(models: ModelServer, recorded: Recorded) -> None:
-    client = cmerwatch.wrap(sync_client(models), request_logprobs=True)
-    apps.create(client, request(messages=[{"role": "user", "content": "Hello"}]))
-    assert "logprobs" not in models.requests[0]
-
-
-def raised_by(client: Any) -> list[BaseException]:
-    """The error of a call and those it came from."""
-    with pytest.raises(openai.OpenAIError) as raised:
-        apps.create(client, request())
-    chain: list[BaseException] = []
-    error: BaseException | None = raised.value
-    while error is not None:
-        chain.append(error)
-        error = error.__context__
-    return chain
-
-
 @pytest.mark.parametrize("asked", [False, True])
 def test_an_error_of_the_server_is_raised_as_it_was(asked: bool, models: ModelServer, recorded: Recorded) -> None:
     models.behaviour = Behaviour(status=500)
@@ -329,14 +242,6 @@ def test_an_error_of_the_server_is_raised_as_it_was(asked: bool, models: ModelSe
     assert [(type(error), str(error)) for error in watched] == [(type(error), str(error)) for error in native]
     assert len(models.requests) == 2, "and nothing is tried again"
     assert recorded() == []
-
-
-def test_an_error_after_the_retry_stands_for_itself(models: ModelServer, recorded: Recorded) -> None:
-    models.behaviour = Behaviour(logprobs="refused", status=500)
-    native = raised_by(sync_client(models))
-    watched = raised_by(cmerwatch.wrap(sync_client(models), request_logprobs=True))
-    assert [type(error) for error in watched] == [type(error) for error in native]
-    assert [seen.get("logprobs") for seen in models.requests] == [None, True, None]
 
 
 def test_an_explicit_capture_beats_the_hook_inside_of_it(models: ModelServer, recorded: Recorded) -> None:
@@ -385,8 +290,6 @@ def test_an_unknown_dimension_is_named_and_ignored(
 
 def test_init_may_come_after_wrap(models: ModelServer, recorded: Recorded) -> None:
     client = cmerwatch.wrap(sync_client(models))
-    from cmerwatch.sdk.testing import MemoryTransport
-
     later = MemoryTransport()
     cmerwatch.init(transport=later, flush_interval=0.001)
     apps.create(client, request())
@@ -398,8 +301,6 @@ def test_init_may_come_after_wrap(models: ModelServer, recorded: Recorded) -> No
 def test_without_a_key_the_client_works_and_nothing_is_kept(
     models: ModelServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from cmerwatch.sdk import api
-
     monkeypatch.setattr(api, "_client", None)
     client = cmerwatch.wrap(sync_client(models))
     with caplog.at_level(logging.WARNING, "cmerwatch"):
@@ -411,8 +312,6 @@ def test_without_a_key_the_client_works_and_nothing_is_kept(
 
 def test_sampling_takes_all_choices_of_a_request_or_none(models: ModelServer, recorded: Recorded) -> None:
     models.behaviour = Behaviour(says=[Say(), Say(("No", "."), (-1.0, -1.0))])
-    from cmerwatch.sdk.testing import MemoryTransport
-
     memory = MemoryTransport()
     cmerwatch.init(transport=memory, flush_interval=0.001, sample_rate=0.5)
     client = cmerwatch.wrap(sync_client(models))
@@ -423,3 +322,68 @@ def test_sampling_takes_all_choices_of_a_request_or_none(models: ModelServer, re
     kept = [event["request_id"] for event in memory.events]
     assert 0 < len(kept) < 24
     assert all(kept.count(name) == 2 for name in kept)
+
+
+class Stuck(MemoryTransport):
+    """Takes the first batch and keeps the sending thread until told to go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reached, self.go_on = threading.Event(), threading.Event()
+
+    def send(self, events: Any, images: Any) -> Any:
+        self.reached.set()
+        assert self.go_on.wait(60)
+        return super().send(events, images)
+
+
+@pytest.fixture
+def stuck(recorded: Recorded) -> Iterator[Stuck]:
+    transport = Stuck()
+    cmerwatch.init(transport=transport, flush_interval=0.001)
+    cmerwatch.record(image=PNG, prompt="p", output="o", endpoint="/first")
+    assert transport.reached.wait(10)
+    yield transport
+    transport.go_on.set()
+    assert cmerwatch.flush(10)
+
+
+def test_a_waiting_event_counts_what_it_keeps_in_memory(models: ModelServer, stuck: Stuck) -> None:
+    models.behaviour = Behaviour(says=[Say(("x" * 1000, *["token "] * 500), (-0.5,) * 501)])
+    before = cmerwatch.stats().queued_bytes
+    apps.create(cmerwatch.wrap(sync_client(models)), request(logprobs=True))
+    kept = cmerwatch.stats().queued_bytes - before
+    assert kept >= len(apps.data_uri()) + 4000 + 500 * 50
+    assert kept <= 2 * (len(apps.data_uri()) + 4000 + 500 * 50)
+
+
+def test_a_waiting_event_keeps_no_picture_of_earlier_turns(models: ModelServer, stuck: Stuck) -> None:
+    earlier = apps.data_uri(b"earlier" * 1000)
+    answer = {"role": "assistant", "content": "A square."}
+    client = cmerwatch.wrap(sync_client(models))
+    apps.create(client, request(messages=[user(picture(earlier)), answer, *asking()]))
+    assert cmerwatch.stats().queued_events == 2
+    gc.collect()
+    assert sys.getrefcount(earlier) == 2, "the variable's and the call's own"
+
+
+def test_a_task_that_outlives_the_capture_it_began_in_is_recorded_again(
+    models: ModelServer, recorded: Recorded
+) -> None:
+    async def main() -> None:
+        ended = asyncio.Event()
+
+        async def later(client: openai.AsyncOpenAI) -> None:
+            await ended.wait()
+            await client.chat.completions.create(**request())
+
+        async with cmerwatch.wrap(async_client(models), endpoint="/later") as client:
+            with cmerwatch.capture(image=PNG, endpoint="/captured") as ev:
+                ev.output = "mine"
+                task = asyncio.create_task(later(client))
+                await asyncio.sleep(0)
+            ended.set()
+            await task
+
+    asyncio.run(main())
+    assert [event["endpoint"] for event in recorded()] == ["/captured", "/later"]

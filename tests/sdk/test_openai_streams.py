@@ -2,13 +2,16 @@
 
 import asyncio
 import gc
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import openai
 import pytest
 
 import cmerwatch
+from cmerwatch.sdk import api
+from cmerwatch.sdk.hooks import calls, chat, streams
 from tests.sdk import openai_apps as apps
 from tests.sdk.model_server import Behaviour, ModelServer, Say
 from tests.sdk.openai_apps import asking, async_client, sync_client
@@ -257,7 +260,58 @@ def test_an_abandoned_stream_is_freed_as_early_as_without_the_hook(
         gc.enable()
 
 
+def test_a_stream_read_to_its_end_keeps_no_more_of_a_picture_than_without_the_hook(
+    client: openai.OpenAI, models: ModelServer, recorded: Recorded
+) -> None:
+    def references(one: openai.OpenAI) -> int:
+        shown = apps.data_uri(b"shown" * 1000)
+        stream = one.chat.completions.create(model="m", messages=[apps.user(apps.picture(shown))], stream=True)
+        list(stream)
+        recorded()
+        gc.collect()
+        return sys.getrefcount(shown)
+
+    assert references(client) == references(sync_client(models))
+    assert len(recorded()) == 1
+
+
+class Response:
+    closed = 0
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class EagerStream:
+    """Closes its response when all bytes are there, before the last chunk is handed out."""
+
+    def __init__(self, chunks: list[Any]) -> None:
+        self.response = Response()
+        self._iterator = self._read(chunks)
+
+    def _read(self, chunks: list[Any]) -> Iterator[Any]:
+        yield from chunks[:-1]
+        self.response.close()
+        yield chunks[-1]
+
+
+def test_a_response_closed_by_the_library_before_its_last_chunk_loses_nothing(
+    models: ModelServer, recorded: Recorded
+) -> None:
+    stream = EagerStream(list(begin(sync_client(models))))
+    settings = calls.Settings(api._current, {"endpoint": "/describe"}, False)
+    question = chat.Question([{"url": apps.data_uri()}], "?")
+    streams.watch(stream, calls.Call(settings, question, {}, "not_requested"))
+    assert len(list(stream._iterator)) > 2
+    [event] = recorded()
+    assert event["output"] == "A red circle."
+    assert event["metadata"]["stream_complete"] is True
+    assert stream.response.closed == 1
+
+
 STREAMING = """
+import tempfile
+kept = tempfile.TemporaryDirectory()  # it asks to be finalised at the exit, before cmerwatch does
 import cmerwatch, openai, os, sys
 from cmerwatch.sdk.testing import MemoryTransport
 from tests.sdk.openai_apps import asking

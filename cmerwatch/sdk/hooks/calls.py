@@ -43,7 +43,7 @@ class Call:
         self._question = question
         # Of now: a stream may end in another context, or none.
         self._dimensions = {**settings.dimensions, **scope.current()}
-        self._body = body
+        self._parameters = [(name, body.get(name)) for name in chat.PARAMETERS]  # the body holds all pictures so far
         self._begun = time.perf_counter()
 
     def elapsed_ms(self) -> int:
@@ -88,8 +88,7 @@ class Call:
         yield "completion_tokens", getattr(reply.usage, "completion_tokens", None)
         if answer.refusal and not answer.text:
             yield "refused", True
-        for name in chat.PARAMETERS:
-            yield name, self._body.get(name)
+        yield from self._parameters
 
 
 def _name(given: Any) -> str | None:

@@ -5,6 +5,7 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
 
+from cmerwatch.sdk import client
 from cmerwatch.sdk.hooks import chat
 from cmerwatch.sdk.hooks.calls import Call, attempt
 
@@ -14,7 +15,7 @@ class Reading:
 
     def __init__(self, call: Call) -> None:
         self.call = call
-        self.advancing = False  # the library closes the response itself while it reads its last bytes
+        self.advancing = False  # a response closed meanwhile was by the library, which may have chunks left
         self._reply = chat.Reply()
         self._first_ms: int | None = None
         self._pid = os.getpid()
@@ -25,8 +26,11 @@ class Reading:
         """closer: the name of the response's closing method, the one way that close(), `with` and helpers share."""
         response = weakref.ref(stream.response)
         watch = weakref.finalize(stream, attempt, self.call.settings, self.finish, False)
+        watch.atexit = False  # finalisers may run after the client's own exit; see _finish_all
+        _reading.add(self)
 
         def release() -> None:
+            _reading.discard(self)
             watch.detach()
             held = response()
             if held is not None:
@@ -62,6 +66,17 @@ class Reading:
         self._release()
 
 
+_reading: set[Reading] = set()
+
+
+def _finish_all() -> None:
+    for reading in list(_reading):
+        attempt(reading.call.settings, reading.finish)
+
+
+client.last_words.append(_finish_all)
+
+
 class _Tap:
     """Takes the place of a stream's iterator."""
 
@@ -91,6 +106,7 @@ class Tap(_Tap):
         try:
             chunk = next(self._chunks)
         except BaseException:
+            self._reading = None
             attempt(self._settings, reading.finish)
             raise
         finally:
@@ -111,6 +127,7 @@ class AsyncTap(_Tap):
         try:
             chunk = await anext(self._chunks)
         except BaseException:
+            self._reading = None
             attempt(self._settings, reading.finish)
             raise
         finally:
