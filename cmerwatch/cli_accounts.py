@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +13,7 @@ from typing import Annotated
 import typer
 from sqlalchemy import orm
 
-from cmerwatch import access, checks, db, embedded, migrate, projects, settings
+from cmerwatch import access, checks, db, embedded, migrate, people, projects, settings
 
 key_app = typer.Typer(no_args_is_help=True, help="API keys of a project.")
 user_app = typer.Typer(no_args_is_help=True, help="People who sign in to the console.")
@@ -111,12 +113,12 @@ def create_user(
     name: str = "",
     data_dir: StackFolder = None,
 ) -> None:
-    """Make a person and print a one-time sign-in link for them."""
+    """Make a person, or let one of another project join, and print a one-time sign-in link for them."""
     with connected(data_dir) as session:
         owner = access.project_of_slug(session, project)
-        access.create_user(session, owner.id, login, name or login, role)
-        access.audit(session, "cli", "user.create", login, owner.id, role=role)
-        link = projects.sign_in_link(session, settings.current().public_url, login)
+        made, is_new = people.add(session, owner.id, login.strip(), name or login, role)
+        access.audit(session, "cli", "user.create" if is_new else "user.join", made.login, owner.id, role=role)
+        link = projects.sign_in_link(session, settings.current().public_url, made.login)
     print(link)
 
 
@@ -127,3 +129,42 @@ def link_user(login: str, data_dir: StackFolder = None) -> None:
         link = projects.sign_in_link(session, settings.current().public_url, login)
         access.audit(session, "cli", "user.link", login)
     print(link)
+
+
+@user_app.command("password")
+def set_password(login: str, data_dir: StackFolder = None) -> None:
+    """Set a password, typed at a prompt or read from a pipe; never an argument, which every process could see."""
+    password = getpass.getpass("New password: ") if sys.stdin.isatty() else sys.stdin.readline().rstrip("\r\n")
+    with connected(data_dir) as session:
+        people.set_password(session, projects.user_of_login(session, login).id, password)
+        access.audit(session, "cli", "user.password", login)
+    print(f"{login} has a new password; every session and sign-in link of theirs ended")
+
+
+@user_app.command("disable")
+def disable_user(login: str, data_dir: StackFolder = None) -> None:
+    """End every session, link and key of a person, in all projects."""
+    with connected(data_dir) as session:
+        people.disable(session, projects.user_of_login(session, login).id)
+        access.audit(session, "cli", "user.disable", login)
+    print(f"{login} is disabled")
+
+
+@user_app.command("enable")
+def enable_user(login: str, data_dir: StackFolder = None) -> None:
+    """Let a disabled person in again."""
+    with connected(data_dir) as session:
+        people.enable(session, projects.user_of_login(session, login).id)
+        access.audit(session, "cli", "user.enable", login)
+    print(f"{login} may sign in again")
+
+
+@user_app.command("list")
+def list_users(
+    project: Annotated[str, typer.Option(help="Slug of the project.")], data_dir: StackFolder = None
+) -> None:
+    """Logins, roles and how they sign in."""
+    with connected(data_dir) as session:
+        for one in people.members(session, access.project_of_slug(session, project).id):
+            state = "disabled" if one.disabled_at else "password" if one.has_password else "link only"
+            print(f"{one.login}\t{one.role}\t{state}")

@@ -44,8 +44,8 @@ def run(committed: str, configured: Callable[..., settings.Settings]) -> Callabl
     configured(database_url=committed, public_url="https://watch.example")
     bind = db.SessionLocal.kw["bind"]
 
-    def call(*arguments: str) -> str:
-        result = typer.testing.CliRunner().invoke(cli.app, arguments, catch_exceptions=False)
+    def call(*arguments: str, typed: str = "") -> str:
+        result = typer.testing.CliRunner().invoke(cli.app, arguments, input=typed, catch_exceptions=False)
         assert result.exit_code == 0, result.output
         db.SessionLocal.configure(bind=bind)  # the command brought, and closed, an engine of its own
         return result.stdout.strip()
@@ -114,6 +114,32 @@ def test_a_person_gets_a_link_that_signs_in_once(run: Callable[..., str]) -> Non
         assert access.use_sign_in_link(session, token).login == "ann"
     with db.transaction() as session, pytest.raises(errors.Unauthenticated, match="already used"):
         access.use_sign_in_link(session, token)
+
+
+def test_a_password_is_set_from_a_pipe_and_is_neither_said_nor_logged(run: Callable[..., str]) -> None:
+    run("project", "acme")
+    run("user", "create", "ann", "--project", "acme")
+    said = run("user", "password", "ann", typed="correct horse battery\n")
+    assert "correct horse" not in said
+    with db.transaction() as session:
+        assert access.verify_password(session, "ann", "correct horse battery").login == "ann"
+        assert "correct horse" not in repr([entry.details for entry in session.scalars(sa.select(models.AuditEntry))])
+    with pytest.raises(errors.Invalid, match="use 12 to 256"):
+        run("user", "password", "ann", typed="short\n")
+    with pytest.raises(errors.NotFound):
+        run("user", "password", "nobody", typed="correct horse battery\n")
+
+
+def test_people_are_listed_disabled_and_let_in_again_and_the_last_admin_stays(run: Callable[..., str]) -> None:
+    run("project", "acme")
+    run("user", "create", "ann", "--project", "acme", "--role", "admin")
+    run("user", "create", "bob", "--project", "acme")
+    run("user", "disable", "bob")
+    assert run("user", "list", "--project", "acme").splitlines() == ["ann\tadmin\tlink only", "bob\tviewer\tdisabled"]
+    run("user", "enable", "bob")
+    assert "bob\tviewer\tlink only" in run("user", "list", "--project", "acme")
+    with pytest.raises(errors.Conflict, match="last admin"):
+        run("user", "disable", "ann")
 
 
 def test_what_is_done_here_stands_in_the_audit_log_without_secrets(run: Callable[..., str]) -> None:

@@ -9,23 +9,24 @@ import time
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
-from cmerwatch import db, models, partitions
+from cmerwatch import db, models, partitions, people
 
 log = logging.getLogger(__name__)
 
 NAME = "clock"
 BEAT_SECONDS = 15.0  # /readyz and /metrics tell how long ago the last one was
-PARTITIONS_SECONDS = 3600.0
+HOUR_SECONDS = 3600.0
 
 
 def run(engine: sa.Engine, stopping: threading.Event) -> None:
     """Tick until `stopping`; for a thread of its own. A database that is away is tried again at the next beat."""
-    partitions_due = time.monotonic()
+    hour_due = time.monotonic()
     while True:
         try:
-            if time.monotonic() >= partitions_due:
+            if time.monotonic() >= hour_due:
                 make_partitions(engine)
-                partitions_due = time.monotonic() + PARTITIONS_SECONDS
+                purge()
+                hour_due = time.monotonic() + HOUR_SECONDS
             beat()
         except sa.exc.SQLAlchemyError as error:
             log.warning("the clock missed a beat: %s", type(error).__name__)
@@ -37,6 +38,16 @@ def make_partitions(engine: sa.Engine) -> None:
     """Day partitions for the days to come; /readyz counts how many are left."""
     if made := partitions.ensure_ahead(engine):
         log.info("made %d day partitions ahead", made)
+
+
+def purge() -> None:
+    """Sessions and sign-in links that are over: nobody needs their hashes.
+
+    Not `ingest_keys`: an event is found by its sender's id through them for as long as it is kept.
+    """
+    with db.transaction() as session:
+        if gone := people.purge(session):
+            log.info("purged %d sessions and sign-in links that were over", gone)
 
 
 def beat() -> None:

@@ -1,0 +1,43 @@
+"""The clock's hourly work, on a real database, with its own thread."""
+
+from __future__ import annotations
+
+import datetime as dt
+import threading
+
+import sqlalchemy as sa
+
+from cmerwatch import access, db, models
+from cmerwatch_worker import clock
+from tests import stack
+
+
+def test_the_clock_purges_what_is_over_at_its_start_and_beats(committed: str) -> None:
+    long_ago = dt.datetime.now(dt.UTC) - dt.timedelta(days=2)
+    with db.transaction() as session:
+        project_id = access.create_project(session, "acme").id
+        user_id = access.create_user(session, project_id, "ann", "Ann", "admin").id
+        for _ in range(3):
+            access.open_console_session(session, user_id)
+        session.execute(sa.update(models.ConsoleSession).values(expires_at=long_ago))
+        access.open_console_session(session, user_id)
+    stopping, engine = threading.Event(), sa.create_engine(committed.replace("postgresql://", "postgresql+psycopg://"))
+    thread = threading.Thread(target=clock.run, args=(engine, stopping))
+    thread.start()
+    try:
+        stack.wait_until(lambda: left() == 1)
+        stack.wait_until(lambda: beats() == 1)
+    finally:
+        stopping.set()
+        thread.join(30)
+        engine.dispose()
+
+
+def left() -> int:
+    with db.transaction() as session:
+        return session.query(models.ConsoleSession).count()
+
+
+def beats() -> int:
+    with db.transaction() as session:
+        return session.query(models.Heartbeat).filter_by(name=clock.NAME).count()
