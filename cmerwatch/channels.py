@@ -128,8 +128,13 @@ def delete(session: orm.Session, principal: access.Principal, channel_id: uuid.U
 
 
 def test(session: orm.Session, principal: access.Principal, channel_id: uuid.UUID) -> models.Delivery:
-    """Ask a worker to send a test message; the delivery's state tells what became of it."""
+    """Ask a worker to send a test message; the delivery's state tells what became of it. One waits at a time."""
     channel = get(session, principal.project_id, channel_id)
+    waiting = sa.select(models.Delivery).where(
+        models.Delivery.channel_id == channel.id, models.Delivery.kind == "test", models.Delivery.state == "pending"
+    )
+    if found := session.scalars(waiting.limit(1)).first():
+        return found
     made = models.Delivery(
         id=ids.uuid7(),
         project_id=channel.project_id,

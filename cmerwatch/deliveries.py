@@ -117,10 +117,15 @@ class Claimed:
     channel_id: uuid.UUID
     project_id: uuid.UUID
     kind: str
-    notice: Notice
+    stored_notice: Mapping[str, Any]
     is_first: bool
     sealed_config: bytes
     is_current: bool
+
+    @property
+    def notice(self) -> Notice:
+        """Read here and not by the claim, which a row that cannot be read would stop for everyone."""
+        return notice_of(self.stored_notice)
 
 
 def claim(
@@ -205,7 +210,7 @@ def _claimed(row: sa.Row[Any]) -> Claimed:
         channel_id=row.channel_id,
         project_id=row.project_id,
         kind=row.kind,
-        notice=notice_of(row.notice),
+        stored_notice=row.notice,
         is_first=row.is_first,
         sealed_config=bytes(row.sealed_config),
         is_current=bytes(row.sealed_config) == bytes(row.current),

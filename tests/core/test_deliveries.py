@@ -211,6 +211,16 @@ def test_a_test_nobody_sent_within_a_minute_is_never_sent(
     assert state(session, delivery) == "dead"
 
 
+def test_pressing_the_button_twice_sends_one_test(
+    session: orm.Session, project: models.Project, webhook: models.Channel
+) -> None:
+    principal = alerting.principal(project.id)
+    first = channels.test(session, principal, webhook.id)
+    assert channels.test(session, principal, webhook.id).id == first.id
+    attempt(session, Delivered())
+    assert channels.test(session, principal, webhook.id).id != first.id
+
+
 def test_a_test_does_not_wait_behind_what_is_queued(
     session: orm.Session, project: models.Project, webhook: models.Channel, alert: models.Alert
 ) -> None:

@@ -261,3 +261,37 @@ def test_no_transaction_is_open_while_a_message_is_sent(sink: Receiver, project_
     stack.wait_until(lambda: dispatcher.tick() == 0 and stored(delivery_id).state == "delivered")
     dispatcher.close()
     assert open_transactions == [0]
+
+
+def test_a_row_that_cannot_be_read_holds_up_nobody(sink: Receiver, project_id: uuid.UUID) -> None:
+    broken = fire(project_id, "webhook", sink.url)
+    with db.transaction() as session:
+        session.get_one(models.Delivery, broken).notice = {"status": "firing"}
+    whole = fire(project_id, "webhook", sink.url)
+    with dispatching():
+        assert settled(whole).state == "delivered"
+        assert settled(broken).last_error == "cmerwatch could not make this message; the worker's log says where."
+
+
+def test_a_database_that_goes_away_is_waited_for(sink: Receiver, project_id: uuid.UUID) -> None:
+    away = sa.text(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+
+    def cut(handler: BaseHTTPRequestHandler, got: Got) -> None:
+        """Every connection is gone when the outcome is to be recorded."""
+        with db.SessionLocal() as session:
+            session.execute(away)
+        receiver.reply(handler, 204)
+
+    def is_delivered() -> bool:
+        with contextlib.suppress(sa.exc.OperationalError):  # the test's own connections were cut too
+            return stored(delivery_id).state == "delivered"
+        return False
+
+    sink.answer = cut
+    delivery_id = fire(project_id, "webhook", sink.url)
+    with dispatching():
+        stack.wait_until(is_delivered)
+    assert len(sink.got) == 1

@@ -15,8 +15,6 @@ import uuid
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 
-import sqlalchemy as sa
-
 from cmerwatch import db, deliveries, notify, outbound, sealing
 from cmerwatch.deliveries import Claimed
 from cmerwatch.settings import Settings
@@ -62,8 +60,8 @@ class Dispatcher:
             try:
                 if self.tick(may_claim=not stopping.is_set()):
                     continue
-            except sa.exc.SQLAlchemyError as error:
-                log.warning("dispatching met an obstacle and goes on: %s", type(error).__name__)
+            except Exception as error:  # a thread that ended here would end all messages
+                log.warning("dispatching met an obstacle and goes on: %s", where(error))
                 stopping.wait(POLL_SECONDS)
             if self._flying:
                 wait(self._flying, POLL_SECONDS, FIRST_COMPLETED)
