@@ -12,9 +12,9 @@ import sqlalchemy as sa
 
 from cmerwatch import blobs, db, policies, references, rollups
 from cmerwatch.settings import Settings
-from cmerwatch_worker import calibrating, reference, tasks
+from cmerwatch_worker import app, calibrating, reference, tasks
 from cmerwatch_worker.tasks import Checking
-from tests import factories
+from tests import factories, stack
 from tests.worker import images, stage
 from tests.worker.colours import Colours, frozen
 
@@ -169,6 +169,39 @@ def test_what_waited_is_decided_by_the_policy_it_was_counted_under(
     assert _differences(project) == []
 
 
+def test_a_running_worker_calibrates_by_itself(
+    committed: str,
+    configured: Callable[..., Settings],
+    blob_store: blobs.BlobStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(app, "CALIBRATE_SECONDS", 0.05)
+    settings = configured(decode_processes=1, audit_rate=0, poll_seconds=0.05, database_url=committed)
+    project = stage.new_project()
+    _send(blob_store, project, ENOUGH)
+    wrong = stage.send(blob_store, project, [RED], "A blue circle. A red square.")
+    with app.running(settings, Colours(), db.configure(committed)):
+        stack.wait_until(lambda: _counts()[1:] == (0, ENOUGH + 1))
+    assert _scalar("SELECT flagged FROM decisions WHERE event_id = :id", id=wrong) is True
+    assert _differences(project) == []
+
+
+def test_what_waited_and_is_low_is_put_to_the_judge(
+    committed: str, configured: Callable[..., Settings], blob_store: blobs.BlobStore
+) -> None:
+    settings = configured(
+        decode_processes=1, audit_rate=0, judge_url="http://127.0.0.1:9", judge_model="one", judge_below=0.05
+    )
+    project = stage.new_project()
+    _send(blob_store, project, ENOUGH)
+    wrong = stage.send(blob_store, project, [RED], "A blue circle. A red square.")
+    with stage.opened(settings, blob_store, Colours()) as checking:
+        checking.drain()
+        assert _scalar("SELECT count(*) FROM judgements") == 0
+        checking.calibrate()
+    assert _scalar("SELECT count(*) FROM judgements WHERE event_id = :id", id=wrong) == 1
+
+
 def test_the_same_answer_sent_again_and_again_says_its_scale_once(
     checking: Checking, project: uuid.UUID, blob_store: blobs.BlobStore
 ) -> None:
@@ -235,7 +268,8 @@ def test_a_long_output_makes_no_more_than_its_share() -> None:
 
 def test_a_model_with_a_bias_is_sampled_by_its_logit() -> None:
     class Biased(Colours):
-        logit_scale, logit_bias = 100.0, -10.0
+        logit_scale = 100.0
+        logit_bias: float | None = -10.0
 
     made = calibrating.Strangers().sample(Biased(), _event(1), _row(1, 0, 0), _row(1, 0, 0))
     assert made.own[0] == pytest.approx(90)

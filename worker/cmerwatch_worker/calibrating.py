@@ -12,8 +12,9 @@ from collections.abc import Callable
 import numpy as np
 from sqlalchemy import orm
 
-from cmerwatch import db, policies, references, reviews, rollups
-from cmerwatch.shapes import Claimed, Sample
+from cmerwatch import db, judgements, policies, references, reviews, rollups
+from cmerwatch.settings import Settings
+from cmerwatch.shapes import Claimed, Decided, Sample
 from cmerwatch_worker import reference, scoring
 from cmerwatch_worker.checkers import base
 from cmerwatch_worker.checkers.base import Checker
@@ -82,8 +83,8 @@ def content_of(event: Claimed) -> uuid.UUID:
 class Calibration:
     """Brings a calibrating checker's reference into force, whichever worker freezes it, and decides what waited."""
 
-    def __init__(self, checker: Checker, checker_id: int, audit_rate: float) -> None:
-        self._checker, self._checker_id, self._audit_rate = checker, checker_id, audit_rate
+    def __init__(self, checker: Checker, checker_id: int, settings: Settings) -> None:
+        self._checker, self._checker_id, self._settings = checker, checker_id, settings
         self.reference: Reference | None = checker.reference
 
     def step(self, is_stopping: Callable[[], bool] = lambda: False) -> int:
@@ -101,11 +102,14 @@ class Calibration:
         return done
 
     def _decide(self, frozen: Reference) -> int:
+        settings = self._settings
         with db.transaction() as session:
-            decided = decide_waiting(session, self._checker, self._checker_id, frozen, self._audit_rate, BATCH)
+            decided = decide_waiting(session, self._checker, self._checker_id, frozen, settings.audit_rate, BATCH)
             if decided:  # a worker that had not heard of the freeze brought samples with them
                 references.drop_samples(session, self._checker_id)
-            return decided
+            if settings.judge_url:
+                judgements.route(session, decided, settings.judge_below)
+            return len(decided)
 
     def _take_reference(self) -> Reference | None:
         with db.transaction() as session:
@@ -135,7 +139,7 @@ def decide_waiting(
     frozen: Reference,
     audit_rate: float,
     n: int,
-) -> int:
+) -> list[Decided]:
     """Decide up to n checks that were scored before there was a reference: counted and routed exactly once.
 
     Each is decided by the policy version it was counted under, so what was undecided moves within one rollup key.
@@ -149,4 +153,4 @@ def decide_waiting(
     decided = references.settle(session, checker_id, pairs)
     rollups.settle(session, decided)
     reviews.route(session, decided, audit_rate)
-    return len(decided)
+    return decided

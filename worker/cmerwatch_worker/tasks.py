@@ -62,7 +62,7 @@ class Checking:
         self._ahead = ThreadPoolExecutor(1, "prepare")
         self._stopping = threading.Event()
         self.checker_id = register(runtime.checker)
-        self._calibration = Calibration(runtime.checker, self.checker_id, settings.audit_rate)
+        self._calibration = Calibration(runtime.checker, self.checker_id, settings)
 
     def drain(self, budget_seconds: float = BUDGET_SECONDS, *, wait: bool = True) -> int:
         """Check until nothing is ready or the budget is spent; returns how many events were completed.
