@@ -220,11 +220,15 @@ def test_a_task_cancelled_in_the_middle_of_a_stream_is_cancelled_and_recorded(
         async with cmerwatch.wrap(async_client(models)) as client:
             stream = await abegin(client)
 
-            async def read() -> None:
-                async for _ in stream:
-                    pass
+            read = asyncio.Event()
 
-            task = asyncio.create_task(read())
+            async def read_on() -> None:
+                await anext(stream), await anext(stream)
+                read.set()
+                await anext(stream)
+
+            task = asyncio.create_task(read_on())
+            await read.wait()
             assert await asyncio.to_thread(models.hanging.wait, 10)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
