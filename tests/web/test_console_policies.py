@@ -176,6 +176,10 @@ def test_the_legacy_cosine_is_offered_where_it_means_something_and_decides_by_si
     lay(1, 0.9)
     flagged = session.scalars(sa.select(models.DecisionRow.flagged).order_by(models.DecisionRow.policy_version)).all()
     assert flagged == [False, True], "similarity 0.3 is below 0.35, whatever the score"
+    event_id = session.scalars(sa.select(models.DecisionRow.event_id).where(models.DecisionRow.flagged)).one()
+    page = words(editor.get(f"/events/{event_id}").text)
+    assert "less than the fixed cosine of this policy asks (similarity 0.30 is below 0.35)" in page
+    assert "Similarity 0.30" in page
 
 
 def test_the_legacy_cosine_is_refused_for_a_checker_with_a_logit_bias(

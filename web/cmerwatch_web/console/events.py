@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 from typing import Any
 
 import fastapi
 from fastapi.responses import RedirectResponse
+from sqlalchemy import orm
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from cmerwatch import access, errors, event_views
+from cmerwatch import access, errors, event_views, policies
 from cmerwatch.event_views import EventFilter, EventRow, EventView
+from cmerwatch.shapes import DIMENSIONS, Slice
 from cmerwatch_web import deps
 from cmerwatch_web.api import events as api_events
 from cmerwatch_web.console import auth, pages, passages, review_page, views, words
@@ -92,13 +95,14 @@ def show_event(
     body = found.body
     parts = passages.cut(body.output, found.check.claims if found.check else [])
     weakest = passages.weakest(parts)
+    cosine = _cosine(session, found)
     pictures = [store.get_display(viewer.project_id, sha256) is not None for sha256 in found.event.images]
     return pages.render(
         request,
         "event.html",
         viewer=viewer,
         found=found,
-        verdict=words.explain(judged(found)),
+        verdict=words.explain(replace(judged(found), cosine=cosine)),
         passages=passages.marked(parts, weakest),
         claims=weakest,
         opinions=opinions(found),
@@ -108,7 +112,8 @@ def show_event(
         pictures=pictures,
         review=review_page.card(session, viewer, found.review) if found.review else None,
         confidence_status=words.CONFIDENCE_STATUS.get(found.event.confidence_status, found.event.confidence_status),
-        **_gauges(found),
+        compared="Score" if cosine is None else "Similarity",
+        **_gauges(found, cosine),
     )
 
 
@@ -135,13 +140,25 @@ def judged(found: EventView) -> words.Judged:
     )
 
 
-def _gauges(found: EventView) -> dict[str, Any]:
+def _cosine(session: orm.Session, found: EventView) -> float | None:
+    """The similarity, where the rule that decided compared it and not the score."""
+    if found.decision is None or found.check is None:
+        return None
+    version = (found.event.project_id, found.decision.policy_version)
+    policy = policies.at(session, [version]).get(version)
+    of = Slice(*(getattr(found.event, name) for name in DIMENSIONS))
+    return found.check.similarity if policy and policy.rule_for(of).measure == "cosine" else None
+
+
+def _gauges(found: EventView, cosine: float | None) -> dict[str, Any]:
     check, decision = found.check, found.decision
     if check is None or decision is None:
-        return {"confidence_gauge": None, "score_gauge": None}
+        return {"confidence_gauge": None, "score_gauge": None, "measured": None}
+    measured = check.score if cosine is None else cosine
     return {
+        "measured": measured,
         "confidence_gauge": words.confidence_gauge(found.event.geo_p, decision.conf_threshold),
-        "score_gauge": words.score_gauge(check.score, decision.sim_threshold),
+        "score_gauge": words.score_gauge(measured, decision.sim_threshold),
     }
 
 

@@ -93,6 +93,7 @@ class Judged:
     low: bool = False
     conf_threshold: float | None = None
     sim_threshold: float | None = None
+    cosine: float | None = None  # only where the legacy rule of a fixed cosine decided, instead of the score
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +140,9 @@ def explain(it: Judged) -> Verdict:
 def _decided(it: Judged, score: float, sim_threshold: float, conf_threshold: float) -> Verdict:
     fit = _fit(score, it.n_claims)
     below = f"score {number(score)} is below {number(sim_threshold)}"
+    if it.cosine is not None:
+        fit = "the picture supports it less than the fixed cosine of this policy asks"
+        below = f"similarity {number(it.cosine, sim_threshold)} is below {number(sim_threshold)}"
     if it.flagged and it.confidence is not None:
         sure = f"confidence {number(it.confidence, conf_threshold)} is over {number(conf_threshold)}"
         return Verdict("Flagged", "bad", f"The model was sure ({sure}), yet {fit} ({below}).")
@@ -149,6 +153,9 @@ def _decided(it: Judged, score: float, sim_threshold: float, conf_threshold: flo
         return Verdict(
             "Not flagged", "quiet", f"{fit[0].upper()}{fit[1:]} ({below}), but the model was not sure ({sure})."
         )
+    if it.cosine is not None:
+        above = f"Similarity {number(it.cosine, sim_threshold)} is not below the fixed {number(sim_threshold)}"
+        return Verdict("Not flagged", "good", f"{above} of this policy.")
     above = f"score {number(score, sim_threshold)} is not below {number(sim_threshold)}"
     return Verdict(
         "Not flagged", "good", f"The picture supports the text about as well as matching text usually is ({above})."
