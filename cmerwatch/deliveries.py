@@ -108,6 +108,17 @@ _LEASED = sa.text(
     """
 )
 
+# The first two read the partial index on what is pending.
+_COUNTS = sa.text(
+    """
+    SELECT
+        (SELECT count(*) FROM deliveries WHERE state = 'pending') AS waiting,
+        (SELECT count(*) FROM deliveries WHERE state = 'pending' AND next_at < now() - interval '1 minute') AS overdue,
+        (SELECT count(*) FROM deliveries WHERE state = 'dead' AND created_at > now() - interval '1 day') AS dead_today,
+        (SELECT count(*) FROM channels WHERE disabled_at IS NOT NULL AND deleted_at IS NULL) AS channels_off
+    """
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
@@ -174,6 +185,22 @@ def record(
         _failed(session, channel, delivery, claimed, outcome, now)
     session.flush()
     return True
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Of the whole installation: overdue messages are those a sender should have taken a minute ago."""
+
+    waiting: int
+    overdue: int
+    dead_today: int
+    channels_off: int
+
+
+def counts(session: orm.Session) -> Counts:
+    """For whoever watches the watcher: an alert that cannot be told is worth an alarm elsewhere."""
+    row = session.execute(_COUNTS).one()
+    return Counts(row.waiting, row.overdue, row.dead_today, row.channels_off)
 
 
 def recent(session: orm.Session, project_id: uuid.UUID, limit: int = 50) -> list[sa.Row[tuple[models.Delivery, str]]]:

@@ -220,3 +220,18 @@ def test_a_project_has_at_most_fifty_channels(
     made(http, admin)
     refused = http.post("/v1/channels", json=WEBHOOK, headers=admin)
     assert (refused.status_code, refused.json()["error"]["details"]["limit"]) == (422, 2)
+
+
+def test_metrics_tell_what_could_not_be_told(
+    http: TestClient, admin: dict[str, str], session: orm.Session, project: models.Project
+) -> None:
+    body = made(http, admin)
+    channel = session.get_one(models.Channel, uuid.UUID(body["id"]))
+    late, dead = (alerting.message(session, channel, alerting.alert(session, project.id)) for _ in range(2))
+    late.next_at = alerting.AT
+    dead.state = "dead"
+    session.commit()
+    http.patch(f"/v1/channels/{body['id']}", json={"enabled": False}, headers=admin)
+    lines = http.get("/metrics").text.splitlines()
+    for name in ("messages_waiting", "messages_overdue", "messages_dead", "channels_off"):
+        assert f"cmerwatch_{name} 1" in lines

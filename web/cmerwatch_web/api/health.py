@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 from sqlalchemy import orm
 
-from cmerwatch import checks, models, partitions
+from cmerwatch import checks, deliveries, models, partitions
 from cmerwatch_web import deps, errors
 from cmerwatch_web.api import metrics
 
@@ -61,6 +61,7 @@ def get_metrics(session: deps.Session) -> Response:
 def _gauges(session: orm.Session) -> dict[str, tuple[str, float]]:
     quarantined = sa.select(sa.func.count()).select_from(models.Work).where(models.Work.state == models.QUARANTINED)
     clock = _worker_clock_seconds_ago(session)
+    messages = deliveries.counts(session)
     return {
         "cmerwatch_worker_clock_age_seconds": (
             "Seconds since a worker's clock last finished a round; NaN before the first.",
@@ -72,4 +73,11 @@ def _gauges(session: orm.Session) -> dict[str, tuple[str, float]]:
             "Days from today on that can take events; at 0 ingest refuses.",
             partitions.days_ahead(session.connection()),
         ),
+        "cmerwatch_messages_waiting": ("Alerts' messages not yet delivered.", messages.waiting),
+        "cmerwatch_messages_overdue": (
+            "Of these, what a worker should have sent over a minute ago: no worker sends, or a channel is off.",
+            messages.overdue,
+        ),
+        "cmerwatch_messages_dead": ("Messages given up in the last day.", messages.dead_today),
+        "cmerwatch_channels_off": ("Channels switched off, by a person or a permanent error.", messages.channels_off),
     }
