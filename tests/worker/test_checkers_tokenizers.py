@@ -2,15 +2,18 @@
 
 import json
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import open_clip
 import pytest
+import tokenizers as hub
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmerwatch import errors
-from cmerwatch_worker.checkers import tokenizers
+from cmerwatch_worker.checkers import openclip, tokenizers
 from cmerwatch_worker.checkers.tokenizers import Bpe, Words
 
 SENTENCES = (
@@ -91,3 +94,81 @@ def test_a_text_over_the_context_is_refused_with_its_length_and_the_limit() -> N
 def test_an_unknown_kind_of_tokenizer_is_named() -> None:
     with pytest.raises(ValueError, match="'sentencepiece'"):
         tokenizers.from_json({"kind": "sentencepiece"})
+
+
+# Hugging Face's
+
+
+KNOWN = ["<pad>", "</s>", "<unk>", "a", "red", "dog", "on", "the", "don", "t", "chair"]
+
+
+def fast(pad: str = "</s>") -> transformers.PreTrainedTokenizerFast:
+    """A small one of SigLIP's kind: an end mark is added, and what follows is filled with a mark that is not 0."""
+    made = hub.Tokenizer(hub.models.WordLevel({word: i for i, word in enumerate(KNOWN)}, unk_token="<unk>"))
+    made.pre_tokenizer = hub.pre_tokenizers.Whitespace()
+    made.post_processor = hub.processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    made.enable_truncation(4)
+    made.enable_padding(length=6)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=made, eos_token="</s>", unk_token="<unk>", pad_token=pad
+    )
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    fast().save_pretrained(tmp_path / "tokenizer")
+    return tmp_path / "tokenizer"
+
+
+CFG = {"context_length": 12, "tokenizer_kwargs": {"clean": "canonicalize"}}
+
+
+@pytest.mark.parametrize("clean", ["whitespace", "lower", "canonicalize"])
+@pytest.mark.parametrize(
+    "text", ["A red dog.", "a_red_dog", " the  dog don't, RED! ", "", "zebra (on the chair)", "a &amp; b"]
+)
+def test_a_hub_tokenizer_gives_open_clips_ids_and_padding(saved: Path, clean: str, text: str) -> None:
+    ours = openclip._open_clip_tokenizer({**CFG, "hf_tokenizer_name": str(saved), "tokenizer_kwargs": {"clean": clean}})
+    theirs = open_clip.tokenizer.HFTokenizer(str(saved), context_length=12, clean=clean)
+    np.testing.assert_array_equal(tokenizers.batch(ours, [text], 12), theirs([text]).numpy())
+
+
+def test_a_hub_tokenizer_never_shortens(saved: Path) -> None:
+    ours = openclip._open_clip_tokenizer({**CFG, "hf_tokenizer_name": str(saved)})
+    assert len(ours.encode("red " * 20)) == 21
+    with pytest.raises(errors.TextTooLong):
+        tokenizers.batch(ours, ["red " * 20])
+
+
+def test_a_hub_tokenizer_is_the_same_after_its_file_and_knows_what_it_cannot_read(saved: Path) -> None:
+    ours = openclip._open_clip_tokenizer({**CFG, "hf_tokenizer_name": str(saved)})
+    again = tokenizers.from_json(json.loads(json.dumps(ours.to_json())))
+    assert again.encode("The red dog.") == ours.encode("The red dog.") == [7, 4, 5, 1]
+    assert again.pad_id == 1
+    assert again.can_read("a red zebra")
+    assert not again.can_read("犬 猫")
+
+
+def test_a_separator_is_dropped_as_open_clip_drops_it(tmp_path: Path) -> None:
+    made = fast("<pad>")
+    made.sep_token = "</s>"
+    made.save_pretrained(tmp_path)
+    kwargs = {"strip_sep_token": True}
+    ours = openclip._open_clip_tokenizer({**CFG, "hf_tokenizer_name": str(tmp_path), "tokenizer_kwargs": kwargs})
+    theirs = open_clip.tokenizer.HFTokenizer(str(tmp_path), context_length=12, **kwargs)
+    np.testing.assert_array_equal(tokenizers.batch(ours, ["a red dog"], 12), theirs(["a red dog"]).numpy())
+
+
+def test_a_hub_tokenizer_that_is_not_here_is_answered_with_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(errors.StartRefused, match="cmerwatch checker download"):
+        openclip._open_clip_tokenizer({**CFG, "hf_tokenizer_name": str(tmp_path / "nowhere")})
+
+
+def test_tokenizer_options_nobody_reads_are_refused(saved: Path) -> None:
+    with pytest.raises(errors.StartRefused, match="language"):
+        openclip._open_clip_tokenizer(
+            {**CFG, "hf_tokenizer_name": str(saved), "tokenizer_kwargs": {"language": "eng_Latn"}}
+        )

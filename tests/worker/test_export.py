@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from cmerwatch import errors
 from cmerwatch_worker import bundle, checkers, commands, parity, profiles
 from cmerwatch_worker.checkers import openclip
-from tests.worker.test_checkers import BPE_CLIP, TRAINED, checkpoint, pixels
+from tests.worker.test_checkers import BIDIRECTIONAL, BPE_CLIP, TRAINED, checkpoint, pixels
+from tests.worker.test_checkers_tokenizers import fast
 
 DEMO_WEIGHTS = f"openclip-local:{TRAINED}/config.json:{TRAINED}/weights.safetensors"
 Run = Callable[..., tuple[int, str, str]]
@@ -308,3 +309,21 @@ def test_a_truncated_local_checkpoint_is_refused(small: str, tmp_path: Path, kee
     (tmp_path / "cut.safetensors").write_bytes(weights.read_bytes()[:keep])
     with pytest.raises(errors.StartRefused, match="cannot load"):
         checkers.load(f"openclip-local:{config}:{tmp_path}/cut.safetensors")
+
+
+def test_a_siglip_shaped_model_is_exported_with_its_hub_tokenizer_and_logit_bias(tmp_path: Path, run: Run) -> None:
+    fast().save_pretrained(tmp_path / "tokenizer")
+    text = {
+        **BIDIRECTIONAL["text_cfg"],
+        "hf_tokenizer_name": str(tmp_path / "tokenizer"),
+        "tokenizer_kwargs": {"clean": "canonicalize"},
+    }
+    spec = checkpoint(tmp_path / "model", {**BIDIRECTIONAL, "text_cfg": text})
+    status, _, err = run("export", spec, "--out", tmp_path / "bundle", "--licence", "Apache-2.0")
+    assert status == 0, err
+    shutil.rmtree(tmp_path / "tokenizer")
+    light = checkers.load(f"bundle:{tmp_path / 'bundle'}")
+    assert light.logit_bias == -10
+    assert light.count_tokens("A red dog.") == 4
+    held = json.loads((tmp_path / "bundle" / "tokenizer.json").read_text())
+    assert (held["kind"], held["pad_id"], held["clean"]) == ("huggingface", 1, "canonicalize")

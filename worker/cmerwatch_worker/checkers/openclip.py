@@ -244,39 +244,38 @@ def _downloaded(known: Mapping[str, Any]) -> Path | None:
     return None
 
 
-def _open_clip_tokenizer(text_cfg: Mapping[str, Any]) -> tokenizers.Tokenizer:
-    """Our own reading of CLIP's merges, or open_clip's Hugging Face tokenizer for models trained with one."""
+def _open_clip_tokenizer(text_cfg: Mapping[str, Any], fetch: bool = False) -> tokenizers.Tokenizer:
+    """Our own reading of CLIP's merges, or the Hugging Face tokenizer of models trained with one."""
     context_length = int(text_cfg.get("context_length", 77))
     if name := text_cfg.get("hf_tokenizer_name"):
-        return _HuggingFace(str(name), context_length, dict(text_cfg.get("tokenizer_kwargs") or {}))
+        return _hugging_face(str(name), context_length, text_cfg.get("tokenizer_kwargs") or {}, fetch)
     if kwargs := text_cfg.get("tokenizer_kwargs"):
         raise errors.StartRefused(f"text towers with tokenizer options {kwargs} are not supported")
     merges = list(open_clip.tokenizer.SimpleTokenizer().bpe_ranks)
     return tokenizers.Bpe(merges, context_length)
 
 
-class _HuggingFace:
-    """open_clip's wrapper of a Hugging Face tokenizer, without its truncation. Ids come unpadded."""
+def _hugging_face(name: str, context_length: int, kwargs: Mapping[str, Any], fetch: bool) -> tokenizers.HuggingFace:
+    """A tokenizer of the hub, from this machine's cache unless `fetch`: the same ids as open_clip's wrapper gives."""
+    options = {"clean": "whitespace", "strip_sep_token": False, **kwargs}
+    if strange := sorted(options.keys() - {"clean", "strip_sep_token"}):
+        raise errors.StartRefused(f"text towers with tokenizer options {', '.join(strange)} are not supported")
+    try:
+        import transformers
 
-    def __init__(self, name: str, context_length: int, kwargs: dict[str, Any]) -> None:
-        try:
-            self._wrapped = open_clip.tokenizer.HFTokenizer(name, context_length=context_length, **kwargs)
-        except ImportError:
-            raise errors.StartRefused(
-                "this model's tokenizer needs one more package; run: pip install transformers"
-            ) from None
-        self.context_length = context_length
-
-    def encode(self, text: str) -> list[int]:
-        return list(self._wrapped.tokenizer(self._wrapped.clean_fn(text)).input_ids)
-
-    def can_read(self, text: str) -> bool:
-        return bool(text.strip())
-
-    def to_json(self) -> dict[str, Any]:
+        fast = transformers.AutoTokenizer.from_pretrained(name, local_files_only=not fetch)
+        model = json.loads(fast.backend_tokenizer.to_str())
+    except ImportError as error:
         raise errors.StartRefused(
-            "a bundle cannot hold a Hugging Face tokenizer; score this model with the openclip runtime"
-        )
+            "this model's tokenizer needs one more package; run: pip install transformers"
+        ) from error
+    except (OSError, ValueError, AttributeError) as error:
+        raise errors.StartRefused(
+            f"the tokenizer {name} is not on this machine or not usable; fetch the model again with "
+            f"`cmerwatch checker download` ({brief(error)})"
+        ) from error
+    drop = fast.sep_token_id if options["strip_sep_token"] else None
+    return tokenizers.HuggingFace(model, context_length, str(options["clean"]), fast.pad_token_id or 0, drop)
 
 
 def download(name: str, tag: str) -> Path:
@@ -294,4 +293,5 @@ def download(name: str, tag: str) -> Path:
         raise errors.StartRefused(
             f"{name}:{tag} is published without a .safetensors file, and other formats can run code"
         )
+    _open_clip_tokenizer(open_clip.get_model_config(name)["text_cfg"], fetch=True)
     return path

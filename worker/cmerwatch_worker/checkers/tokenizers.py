@@ -1,9 +1,11 @@
 """Text to token ids without torch: one class per kind of tokenizer.json a bundle may hold."""
 
 import html
+import json
 import re
+import string
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Protocol
@@ -15,9 +17,10 @@ from cmerwatch import errors
 
 
 class Tokenizer(Protocol):
-    """Turns one text into ids with its start and end marks, never shortened."""
+    """Turns one text into ids with its start and end marks, never shortened. `pad_id` fills what follows them."""
 
     context_length: int
+    pad_id: int
 
     def encode(self, text: str) -> list[int]: ...
 
@@ -33,6 +36,7 @@ class Words:
     """
 
     kind = "words"
+    pad_id = 0
 
     def __init__(self, vocabulary: Sequence[str], context_length: int) -> None:
         self.vocabulary = list(vocabulary)
@@ -71,6 +75,7 @@ class Bpe:
     """
 
     kind = "clip-bpe"
+    pad_id = 0
 
     def __init__(self, merges: Sequence[Sequence[str]], context_length: int) -> None:
         self.merges = [(a, b) for a, b in merges]
@@ -112,6 +117,56 @@ class Bpe:
         }
 
 
+class HuggingFace:
+    """A fast tokenizer of Hugging Face's `tokenizers` package, from its own JSON, with open_clip's cleaning before it.
+
+    `drop_id`: an id that open_clip replaces by 0 for some models (their separator).
+    """
+
+    kind = "huggingface"
+
+    def __init__(self, model: Mapping[str, Any], context_length: int, clean: str, pad_id: int, drop_id: int | None):
+        """errors.StartRefused: the package is not installed. ValueError: JSON or settings it does not know."""
+        try:
+            import tokenizers
+        except ImportError:
+            raise errors.StartRefused(
+                "this checker's tokenizer needs one more package; run: pip install 'cmerwatch[tokenizers]'"
+            ) from None
+        if clean not in _CLEANERS:
+            raise ValueError(f"clean must be one of {', '.join(_CLEANERS)}, not {clean!r}")
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(model))
+        except Exception as error:  # the package raises bare Exceptions
+            raise ValueError(f"tokenizer.json cannot be read: {error}") from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self.context_length, self.pad_id = context_length, pad_id
+        self._clean, self._drop_id = clean, drop_id
+        unknown = model.get("model", {}).get("unk_token")
+        self._unknown = self._tokenizer.token_to_id(unknown) if isinstance(unknown, str) else None
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(_CLEANERS[self._clean](text)).ids
+        return ids if self._drop_id is None else [0 if i == self._drop_id else i for i in ids]
+
+    def can_read(self, text: str) -> bool:
+        """Whether at least half of the text is known."""
+        cleaned = _CLEANERS[self._clean](text)
+        ids = self._tokenizer.encode(cleaned, add_special_tokens=False).ids
+        return bool(ids) and (self._unknown is None or 2 * ids.count(self._unknown) <= len(ids))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "context_length": self.context_length,
+            "clean": self._clean,
+            "pad_id": self.pad_id,
+            "drop_id": self._drop_id,
+            "tokenizer": json.loads(self._tokenizer.to_str()),
+        }
+
+
 def from_json(data: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer a tokenizer.json describes. ValueError: a kind this version does not know."""
     kind, context_length = data.get("kind"), int(data.get("context_length", 0))
@@ -119,16 +174,18 @@ def from_json(data: Mapping[str, Any]) -> Tokenizer:
         return Words(data["vocabulary"], context_length)
     if kind == Bpe.kind:
         return Bpe(data["merges"], context_length)
-    raise ValueError(f"tokenizer kind {kind!r} is not one of {Words.kind}, {Bpe.kind}")
+    if kind == HuggingFace.kind:
+        return HuggingFace(data["tokenizer"], context_length, data["clean"], int(data["pad_id"]), data["drop_id"])
+    raise ValueError(f"tokenizer kind {kind!r} is not one of {Words.kind}, {Bpe.kind}, {HuggingFace.kind}")
 
 
 def batch(tokenizer: Tokenizer, texts: Sequence[str], width: int | None = None) -> NDArray[np.int64]:
-    """(n, width) ids, zeros after each text; width None: as wide as the longest. errors.TextTooLong, nothing is cut."""
+    """(n, width) ids, padded after each text; width None: as wide as the longest. Raises TextTooLong, cuts nothing."""
     rows = [tokenizer.encode(text) for text in texts]
     longest = max((len(row) for row in rows), default=0)
     if longest > tokenizer.context_length:
         raise too_long(longest, tokenizer.context_length)
-    ids = np.zeros((len(rows), width or longest), np.int64)
+    ids = np.full((len(rows), width or longest), tokenizer.pad_id, np.int64)
     for i, row in enumerate(rows):
         ids[i, : len(row)] = row
     return ids
@@ -159,8 +216,21 @@ _STRAIGHT = str.maketrans({"‘": "'", "’": "'", "‚": "'", "‛": "'", "“"
 
 
 def _clean(text: str) -> str:
+    return _plain(text).lower()
+
+
+def _plain(text: str) -> str:
     plain = unicodedata.normalize("NFC", html.unescape(html.unescape(text)).translate(_STRAIGHT))
-    return " ".join(plain.split()).lower()
+    return " ".join(plain.split())
+
+
+def _canonical(text: str) -> str:
+    """As SigLIP was trained: no punctuation of ASCII, lower case."""
+    bare = _plain(text).replace("_", " ").translate(str.maketrans("", "", string.punctuation))
+    return " ".join(bare.lower().split())
+
+
+_CLEANERS: dict[str, Callable[[str], str]] = {"whitespace": _plain, "lower": _clean, "canonicalize": _canonical}
 
 
 _CLITIC = re.compile(r"'(?:s|t|re|ve|m|ll|d)")
