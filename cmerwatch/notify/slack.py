@@ -6,7 +6,7 @@ import datetime as dt
 import json
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from cmerwatch.notify import fields, words
 from cmerwatch.notify.kind import Config, Dead, Delivered, Message, Outcome, Plainer, Request, Retry, passing
@@ -66,7 +66,7 @@ def plain(message: Message) -> dict[str, Any]:
     notice = message.notice
     lines = [words.headline(message), *(f"{name}: {value}" for name, value in words.facts(notice))]
     text = words.cut("\n".join([*lines, *words.remarks(notice)]), MAX_SECTION)
-    link = _link(notice.link, "Open the slice")
+    link = escape(_safe(notice.link))
     return {**_always(message), "text": escape(text) + (f"\n{link}" if link else ""), "mrkdwn": False}
 
 
@@ -102,8 +102,11 @@ def _plain(text: str, limit: int) -> dict[str, Any]:
 
 
 def _link(target: str, text: str) -> str:
+    safe = escape(_safe(target))
+    return f"<{safe}|{text}>" if safe else ""
+
+
+def _safe(target: str) -> str:
     """Only http(s), without the characters that end Slack's link syntax; '' for anything else or too long."""
-    safe = quote(target, safe="%/:?#[]@!$&'()*+,;=~-._")
-    if urlsplit(safe).scheme not in ("http", "https") or len(safe) > MAX_LINK:
-        return ""
-    return f"<{escape(safe)}|{text}>"
+    safe = quote(target, safe="%/:?#[]@!$&'()*+,;=~-._", errors="replace")
+    return safe if safe.startswith(("https://", "http://")) and len(safe) <= MAX_LINK else ""

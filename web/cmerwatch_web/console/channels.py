@@ -171,12 +171,13 @@ def _page(
     tested: models.Delivery | None = None,
     editing: uuid.UUID | None = None,
 ) -> Response:
+    listed = channels.listed(session, viewer.project_id)
     return pages.render(
         request,
         "settings_channels.html",
         problem.status if problem else 200,
         viewer=viewer,
-        channels=channels.listed(session, viewer.project_id),
+        channels=listed,
         recent=deliveries.recent(session, viewer.project_id, 30),
         kinds=notify.KINDS,
         fields=FIELDS,
@@ -187,6 +188,7 @@ def _page(
         made=made,
         rotated=rotated,
         tested=tested,
+        tested_kind=next((one.kind for one in listed if tested and one.id == tested.channel_id), None),
         editing=editing,
         wait_seconds=int(api.TEST_SECONDS),
         sink=request.app.state.settings.demo_sink,
