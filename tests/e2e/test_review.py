@@ -9,7 +9,8 @@ import pytest
 import sqlalchemy as sa
 from playwright.sync_api import Locator, Page, expect
 
-from cmerwatch import access, db, models
+from cmerwatch import access, db, events, models
+from cmerwatch.shapes import Slice
 from tests.e2e.conftest import Site
 from tests.web import seeded
 
@@ -111,7 +112,8 @@ def test_several_items_by_keyboard_alone(site: Site, reviewer: Reviewer) -> None
     flag(site, 5)
     page = reviewer()
     page.goto(f"{site.url}/review")
-    press_to_next(page, "Enter")  # the button has the focus
+    expect(page.get_by_role("button", name="Start reviewing")).to_be_focused()
+    press_to_next(page, "Enter")
     picture = page.get_by_role("img", name="Picture 1 of 1")
     assert picture.evaluate("image => image.complete && image.naturalWidth") > 0
     press_to_next(page, "1")
@@ -159,6 +161,25 @@ def test_space_shows_the_picture_in_full_and_the_arrows_its_neighbours(site: Sit
     page.keyboard.press("Escape")
     expect(full).to_be_hidden()
     assert page.evaluate("scrollY") == 0
+
+
+def test_the_arrows_go_from_picture_to_picture_in_full(site: Site, at_work: Reviewer) -> None:
+    pictures = [seeded.png(shade=shade) for shade in (10, 20, 30)]
+    with db.transaction() as session:
+        hashes = [events.store_image(session, site.store, site.project_id, picture) for picture in pictures]
+        for sha256 in hashes:
+            site.store.put_display(site.project_id, sha256, seeded.WEBP)
+        new = events.NewEvent(Slice("/describe"), tuple(hashes), prompt=None, output="Three.", confidence=0.95)
+        events.ingest(session, site.project_id, new, None)
+    site.check(seeded.scored(0.12, 0.004))
+    page = at_work()
+    shown = page.locator(".full:popover-open").get_by_role("img")
+    for key, number in ((" ", 1), ("ArrowRight", 2), ("ArrowRight", 3), ("ArrowRight", 1), ("ArrowLeft", 3)):
+        page.keyboard.press(key)
+        expect(shown).to_have_count(1)
+        expect(shown).to_have_attribute("alt", f"Picture {number} in full")
+    press_to_next(page, "4")  # a verdict needs no way back first
+    assert verdicts(site) == ["cannot_tell"]
 
 
 def test_the_help_sheet_names_the_keys_and_can_switch_them_off(site: Site, at_work: Reviewer) -> None:

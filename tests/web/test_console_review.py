@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 import re
 import uuid
 from collections.abc import Callable
@@ -607,12 +606,13 @@ def test_the_event_page_tells_the_verdict_and_only_a_lead_who_gave_it(
 
 
 def test_a_reviewer_is_not_told_on_the_event_page_why_an_item_was_chosen(
-    rita: Browser, flagged: Sender, session: orm.Session
+    rita: Browser, person: Person, flagged: Sender, session: orm.Session
 ) -> None:
     item = flagged(seeded.scored(0.31, 0.6), audit_rate=1.0)
-    page = rita.get(f"/events/{session.get_one(models.ReviewItem, item).event_id}").text
-    assert "drawn at random" not in page
-    assert json.loads(rita.get("/review/state").text) == {"state": "waiting"}
+    address = f"/events/{session.get_one(models.ReviewItem, item).event_id}"
+    assert "drawn at random" not in rita.get(address).text
+    assert rita.get(f"{address}/json").json()["review"]["kind"] is None
+    assert person("vera", "viewer").get(f"{address}/json").json()["review"]["kind"] == "audit"
 
 
 def test_the_reviewers_guide_names_every_key_of_the_page() -> None:

@@ -165,7 +165,10 @@ def _gauges(found: EventView, cosine: float | None) -> dict[str, Any]:
 @router.get("/events/{event_id}/json")
 def show_json(session: auth.Session, viewer: auth.Viewer, event_id: uuid.UUID) -> JSONResponse:
     """What the API answers, for someone who has a session and no key."""
-    return JSONResponse(api_events.whole(event_views.get(session, viewer.project_id, event_id)))
+    answer = api_events.whole(event_views.get(session, viewer.project_id, event_id))
+    if answer["review"] and not review_page.may_know_why(viewer):
+        answer["review"]["kind"] = None
+    return JSONResponse(answer)
 
 
 @router.get("/events/{event_id}/state")

@@ -139,14 +139,18 @@ def _is_free(session: orm.Session, item: models.ReviewItem) -> bool:
     return item.lease_until is None or item.lease_until <= session.scalars(sa.select(sa.func.now())).one()
 
 
+def may_know_why(viewer: access.Principal) -> bool:
+    """Whether an item was flagged or drawn at random: for leads, and for whoever will not be the one to judge it."""
+    return viewer.may("lead") or not viewer.may("review")
+
+
 def card(session: orm.Session, viewer: access.Principal, item: models.ReviewItem) -> dict[str, Any]:
-    """What the event's own page says of its review. Who said what is for leads; why it was chosen, for whoever will
-    not be the one to judge it."""
+    """What the event's own page says of its review; who said what is for leads."""
     is_lead = viewer.may("lead")
     can_take = viewer.may("review") and _can_take(session, viewer, item)
     said = {"done": "", "escalated": "Escalated: it waits for a lead.", "open": "It waits in the queue."}
     return {
-        "kind": item.kind if is_lead or not viewer.may("review") else None,
+        "kind": item.kind if may_know_why(viewer) else None,
         "acts": review_queue.acts(session, viewer.project_id, item.event_id),
         "is_named": is_lead,
         "can_take": can_take,
