@@ -91,6 +91,9 @@ class Reviewer:
         self.connection.request("POST", "/v1/reviews/" + path, json.dumps(body or {}), headers)
         answer = self.connection.getresponse()
         text = answer.read()
+        if answer.status == 503:  # on a machine too busy for us; it says that nothing was stored
+            self.stop.wait(0.2)
+            return self.call(path, body)
         return answer.status, json.loads(text) if text else None
 
     def take(self) -> tuple[str, str] | None:
