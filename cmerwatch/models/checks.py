@@ -164,3 +164,31 @@ class Rollup5m(RollupColumns, Base):
 class Rollup1h(RollupColumns, Base):
     __tablename__ = "rollups_1h"
     __table_args__ = ({"postgresql_with": {"fillfactor": 60}},)
+
+
+class Redecided5m(RollupColumns, Base):
+    """What one policy version says of outputs that another one had decided. Beside the rollups, never in them: those
+    count every output once. Only what depends on thresholds is read from here."""
+
+    __tablename__ = "redecided_5m"
+
+
+class Redecided1h(RollupColumns, Base):
+    __tablename__ = "redecided_1h"
+
+
+class Redecision(Base):
+    """The deciding again of a project's history under one policy version: `last_event_id` is how far it has come."""
+
+    __tablename__ = "redecisions"
+
+    project_id: orm.Mapped[uuid.UUID] = orm.mapped_column(
+        sa.ForeignKey("projects.id", ondelete="CASCADE"), primary_key=True
+    )
+    policy_version: orm.Mapped[int] = orm.mapped_column(primary_key=True, autoincrement=False)
+    created_by: orm.Mapped[str]
+    created_at: orm.Mapped[CreatedAt]
+    finished_at: orm.Mapped[dt.datetime | None]
+    last_event_id: orm.Mapped[uuid.UUID]
+    seen: orm.Mapped[int] = orm.mapped_column(server_default="0")
+    total: orm.Mapped[int]
