@@ -18,7 +18,7 @@ PICTURE_KINDS = ("image_url", "input_image")
 PARAMETERS = ("temperature", "top_p", "seed")
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Question:
     """What the model was asked. `pictures` is `{"url": ...}` of each."""
 
@@ -27,10 +27,13 @@ class Question:
 
     def size(self) -> int:
         """Bytes of memory it keeps alive."""
-        return sys.getsizeof(self.prompt) + sum(sys.getsizeof(picture["url"]) for picture in self.pictures)
+        size = sys.getsizeof(self.prompt)
+        for picture in self.pictures:
+            size += sys.getsizeof(picture["url"])
+        return size
 
 
-@dataclass
+@dataclass(slots=True)
 class Answer:
     """One choice of one answer, complete or as far as it came."""
 
@@ -54,7 +57,7 @@ class Answer:
                 self.logprobs.extend(map(LOGPROB, entries))
 
 
-@dataclass
+@dataclass(slots=True)
 class Reply:
     """What came back for one request."""
 
