@@ -127,7 +127,8 @@ def test_an_interrupted_run_goes_on_where_it_stopped(drawn: Path, tmp_path: Path
     with (tmp_path / "rows.jsonl").open("a") as cut:
         cut.write('{"line":51,"outcome":"sco')
     resumed = go()
-    assert seen == [80, 30]
+    assert go() == resumed, "the line that was cut short is gone, and nothing is left to do"
+    assert seen == [80, 30, 0]
     assert [one.line for one in resumed] == list(range(1, 81))
     (tmp_path / "rows.jsonl").unlink()
     whole = go()
