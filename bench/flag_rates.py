@@ -1,12 +1,12 @@
 """How many right, foreign and partly wrong outputs the score flags at 1, 3 and 10 claims, on different scales.
 
-    python bench/flag_rates.py [--scenes 6000]
+    python bench/flag_rates.py [--scenes 6000] [--claims 1000]
 
 The pictures, sentences and embeddings are the demo checker's on held-out drawn scenes; the other checkers see the same
 on another scale. Right outputs of claims about different pictures must be flagged 5 % +- 1, whatever the scale and the
-number of claims: the mean over random halves of the scenes, one giving a reference of 1 000 claims and the other the
-outputs, with the spread between references beside it. Claims about one picture rise and fall together, so whole outputs
-are flagged less often.
+number of claims: the mean over random halves of the scenes, one giving a reference and the other the outputs, with the
+spread between references beside it. Claims about one picture rise and fall together, so whole outputs are flagged less
+often.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _EVENT = Claimed(
 )  # fmt: skip
 LOW, GOAL, ALLOWED = 0.05, 0.05, 0.01
 COUNTS = (1, 3, 10)
-HALVES, CLAIMS, OUTPUTS = 60, 1000, 2000
+HALVES, OUTPUTS = 60, 2000
 CHUNK = 128
 
 
@@ -79,7 +79,9 @@ class Pairs:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=6000)
-    count = parser.parse_args().scenes
+    parser.add_argument("--claims", type=int, default=1000, help="of a reference; 500 is the least")
+    options = parser.parse_args()
+    count = options.scenes
     demo, rng = checkers.load("demo"), random.Random(41)
     drawn = [scenes.sample_where(rng, held_out=True) for _ in range(count)]
     images = _images(demo, drawn)
@@ -91,7 +93,7 @@ def main() -> int:
         Scaled("CLIP's scale: matched about 0.3, foreign 0.15", 0.25, 0.2, 100.0, None),
         Scaled("SigLIP's scale and bias: 112.3, -16.5", 0.12, 0.05, 112.3, -16.5),
     ]
-    held = [_table(checker, right, wrong) for checker in scaled]
+    held = [_table(checker, right, wrong, options.claims) for checker in scaled]
     _denials(demo, images, drawn, count // 2, rng)
     _prompts(demo, images, drawn, count // 2)
     print("\nall figures hold" if all(held) else "\nA FIGURE DOES NOT HOLD")
@@ -110,7 +112,7 @@ def _pairs(demo: Checker, images: Array, said: Sequence[tuple[int, str]]) -> Pai
     return Pairs(images, rows, np.array([i for i, _ in said]))
 
 
-def _table(checker: Scaled, right: Pairs, wrong: Pairs) -> bool:
+def _table(checker: Scaled, right: Pairs, wrong: Pairs, size: int) -> bool:
     rng = np.random.default_rng(3)
     own, false = right.logits(checker), wrong.logits(checker)
     foreign = right.logits(checker, (right.at + len(right.images) // 2) % len(right.images))
@@ -120,7 +122,7 @@ def _table(checker: Scaled, right: Pairs, wrong: Pairs) -> bool:
     for _ in range(HALVES):
         is_fresh = rng.permutation(len(right.images)) % 2 == 1
         fresh = np.flatnonzero(is_fresh[right.at])
-        chosen = rng.choice(np.flatnonzero(~is_fresh[right.at]), CLAIMS, replace=False)
+        chosen = rng.choice(np.flatnonzero(~is_fresh[right.at]), size, replace=False)
         frozen = reference.build({"": own[chosen].tolist()}, {"": foreign[chosen].tolist()})
         pictures = rng.choice(np.flatnonzero(is_fresh), OUTPUTS)
         first = np.searchsorted(right.at, pictures)

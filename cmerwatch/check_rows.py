@@ -75,6 +75,8 @@ def stored(claim: ClaimScore) -> dict[str, Any]:
         row["negated"] = True
     if claim.images:
         row["images"] = claim.images
+    if claim.contrast is not None:
+        row["contrast"] = claim.contrast
     return row
 
 
@@ -88,6 +90,7 @@ def read(row: Mapping[str, Any]) -> ClaimScore:
         statement=row.get("statement"),
         negated=row.get("negated", False),
         images=tuple(row.get("images", ())),
+        contrast=row.get("contrast"),
     )
 
 

@@ -51,6 +51,9 @@ class Settings(pydantic_settings.BaseSettings):
     audit_rate: float = pydantic.Field(
         0.02, ge=0, le=1, description="Share of unflagged events drawn at random for review."
     )
+    contrast: bool = pydantic.Field(
+        False, description="Compare each claim with edits of itself too: ten times the texts, and calibrates anew."
+    )
     judge_url: str = pydantic.Field(
         "", description="Base URL of an OpenAI-compatible server that judges suspicious claims; empty asks nobody."
     )

@@ -73,6 +73,7 @@ class ClaimScore:
 
     `statement`: what was compared where it is not the piece itself, such as a short answer put together with its
     question; `negated`: the output denies it. `images`: the cosine with each image of an event that has several.
+    `contrast`: the least log share of the text among itself and its edits, <= 0, where contrast sets are on.
     """
 
     start: int
@@ -82,6 +83,7 @@ class ClaimScore:
     statement: str | None = None
     negated: bool = False
     images: tuple[float, ...] = ()
+    contrast: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ import sqlalchemy as sa
 
 from cmerwatch import blobs, db, policies, references, rollups
 from cmerwatch.settings import Settings
-from cmerwatch_worker import app, calibrating, reference, tasks
+from cmerwatch.shapes import Claimed
+from cmerwatch_worker import app, calibrating, contrast, reference, tasks
 from cmerwatch_worker.tasks import Checking
 from tests import factories, stack
 from tests.worker import images, stage
@@ -180,10 +181,12 @@ def test_a_running_worker_calibrates_by_itself(
     project = stage.new_project()
     _send(blob_store, project, ENOUGH)
     wrong = stage.send(blob_store, project, [RED], "A blue circle. A red square.")
-    with app.running(settings, Colours(), db.configure(committed)):
+    engine = db.configure(committed)
+    with app.running(settings, Colours(), engine):
         stack.wait_until(lambda: _counts()[1:] == (0, ENOUGH + 1))
     assert _scalar("SELECT flagged FROM decisions WHERE event_id = :id", id=wrong) is True
     assert _differences(project) == []
+    engine.dispose()
 
 
 def test_what_waited_and_is_low_is_put_to_the_judge(
@@ -240,7 +243,7 @@ def _row(*values: float) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
     return rows / np.linalg.norm(rows)
 
 
-def _event(n: int, **fields: object) -> calibrating.Claimed:
+def _event(n: int, **fields: object) -> Claimed:
     return factories.claimed(event_id=uuid.UUID(int=n), **fields)
 
 
@@ -273,3 +276,25 @@ def test_a_model_with_a_bias_is_sampled_by_its_logit() -> None:
 
     made = calibrating.Strangers().sample(Biased(), _event(1), _row(1, 0, 0), _row(1, 0, 0))
     assert made.own[0] == pytest.approx(90)
+
+
+# --- contrast sets ---------------------------------------------------------------------------------------------------
+
+
+def test_with_contrast_sets_a_checker_is_another_one_that_calibrates_anew_and_keeps_each_margin(
+    settings: Settings, project: uuid.UUID, blob_store: blobs.BlobStore
+) -> None:
+    with stage.opened(settings, blob_store, contrast.Contrasting(Colours(frozen()))) as checking:
+        _send(blob_store, project, ENOUGH)
+        right = stage.send(blob_store, project, [RED], "A red circle.")
+        wrong = stage.send(blob_store, project, [RED], "A blue circle.")
+        checking.drain()
+        assert _scalar("SELECT name FROM checkers") == f"{Colours.id}+contrast"
+        assert checking.calibrate() == ENOUGH + 2
+        assert stage.check_of(wrong)["score"] < 0.05 < stage.check_of(right)["score"]
+        later = stage.send(blob_store, project, [RED], "A blue circle of its own.")
+        checking.drain()
+    margins = [stage.check_of(event)["claims"][0]["contrast"] for event in (right, wrong, later)]
+    assert margins[1] < margins[0] < 0
+    assert stage.check_of(later)["score"] < 0.05
+    assert _differences(project) == []

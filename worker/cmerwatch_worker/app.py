@@ -21,7 +21,7 @@ from celery.exceptions import SecurityWarning
 from cmerwatch import blobs, db, errors, migrate, queue
 from cmerwatch import settings as settings_module
 from cmerwatch.settings import Settings
-from cmerwatch_worker import alerting, checkers, clock, dispatch, judge, tasks, watchdog
+from cmerwatch_worker import alerting, checkers, clock, contrast, dispatch, judge, redeciding, tasks, watchdog
 from cmerwatch_worker.checkers.base import Checker
 from cmerwatch_worker.runtime import Runtime, open_pool
 from cmerwatch_worker.tasks import Checking
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 DATABASE_SECONDS = 60.0  # a database that starts beside us may take this long
 RESTART_SECONDS = 1.0
-CONNECTIONS = 7  # drain, prepare, leases, poll, calibrate, dispatch, alerts
+CONNECTIONS = 8  # drain, prepare, leases, poll, calibrate, dispatch, alerts, redecide
 CALIBRATE_SECONDS = 5.0  # between looks for a reference that can be frozen, and at what still waits for one
 # A batch makes tens of thousands of objects that die by counting; looking for cycles among them every 700 took a
 # fourteenth of the time without a model (bench/pipeline.py).
@@ -63,7 +63,7 @@ def load_checker(settings: Settings) -> Checker:
             "CMERWATCH_ENVIRONMENT=production refuses it. Set CMERWATCH_CHECKER, for example to "
             "openclip:ViT-B-32-256:datacomp_s34b_b86k."
         )
-    return checker
+    return contrast.Contrasting(checker) if settings.contrast else checker
 
 
 def open_database(settings: Settings) -> sa.Engine:
@@ -99,6 +99,7 @@ def running(settings: Settings, checker: Checker, engine: sa.Engine) -> Iterator
         ),
         threading.Thread(target=clock.run, args=(engine, stopping), name="clock", daemon=True),
         threading.Thread(target=alerting.run, args=(stopping,), name="alerts", daemon=True),
+        threading.Thread(target=redeciding.run, args=(stopping,), name="redecide", daemon=True),
     ]
     if second is not None:
         threads.append(threading.Thread(target=judge.run, args=(second, stopping), name="judge", daemon=True))

@@ -7,16 +7,14 @@ import logging
 import random
 import uuid
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-import numpy as np
 from sqlalchemy import orm
 
 from cmerwatch import db, judgements, policies, references, reviews, rollups
 from cmerwatch.settings import Settings
 from cmerwatch.shapes import Claimed, Decided, Sample
-from cmerwatch_worker import reference, scoring
-from cmerwatch_worker.checkers import base
+from cmerwatch_worker import contrast, reference, scoring
 from cmerwatch_worker.checkers.base import Checker
 from cmerwatch_worker.reference import Reference
 from cmerwatch_worker.scoring import Array
@@ -42,24 +40,23 @@ class Strangers:
     def __init__(self) -> None:
         self._seen: OrderedDict[tuple[uuid.UUID, str], deque[Array]] = OrderedDict()
 
-    def sample(self, checker: Checker, event: Claimed, images: Array, texts: Array) -> Sample:
+    def sample(
+        self, checker: Checker, event: Claimed, images: Array, texts: Array, slots: Sequence[Sequence[Array]] = ()
+    ) -> Sample:
         """Logits of up to CLAIMS_PER_EVENT claims with their own images and, as far as there are any, a stranger's.
 
-        Then the event's own pictures become strangers to those after it.
+        `slots`: of each text the embeddings of its edits, where contrast sets are on. Then the event's own pictures
+        become strangers to those after it.
         """
         chance = random.Random(event.event_id.int)
-        chosen = texts[sorted(chance.sample(range(len(texts)), min(len(texts), CLAIMS_PER_EVENT)))]
+        chosen = sorted(chance.sample(range(len(texts)), min(len(texts), CLAIMS_PER_EVENT)))
         known = self._of(event)
         foreign = [row for row in known if (row @ images.T).max() <= NEAR_DUPLICATE]
-        own = (chosen @ images.T).max(axis=1)
-        other = [float(text @ chance.choice(foreign)) for text in chosen] if foreign else []
+        pairs = [(texts[i], slots[i] if slots else ()) for i in chosen]
+        own = tuple(_logit(checker, images, *pair) for pair in pairs)
+        other = tuple(_logit(checker, chance.choice(foreign)[None], *pair) for pair in pairs) if foreign else ()
         known.append(images[chance.randrange(len(images))])
-        return Sample(
-            content=content_of(event),
-            prompt_type=event.slice.prompt_type,
-            own=_logits(checker, own),
-            mismatched=_logits(checker, np.array(other, np.float32)),
-        )
+        return Sample(content_of(event), event.slice.prompt_type, own, other)
 
     def _of(self, event: Claimed) -> deque[Array]:
         key = (event.project_id, event.slice.prompt_type)
@@ -70,8 +67,9 @@ class Strangers:
         return found
 
 
-def _logits(checker: Checker, cosines: Array) -> tuple[float, ...]:
-    return tuple(base.logits(checker, cosines).astype(np.float64).tolist())
+def _logit(checker: Checker, images: Array, text: Array, slots: Sequence[Array]) -> float:
+    margin = checker.margin(images, text, slots) if isinstance(checker, contrast.Contrasting) else None
+    return contrast.logit(checker, float((images @ text).max()), margin)
 
 
 def content_of(event: Claimed) -> uuid.UUID:

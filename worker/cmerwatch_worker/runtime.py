@@ -15,7 +15,7 @@ import numpy as np
 from cmerwatch import blobs, errors
 from cmerwatch.settings import Settings
 from cmerwatch.shapes import CheckResult, Claimed
-from cmerwatch_worker import calibrating, claims, scoring, statements
+from cmerwatch_worker import calibrating, claims, contrast, scoring, statements
 from cmerwatch_worker.checkers.base import Checker
 from cmerwatch_worker.decode import Limits
 from cmerwatch_worker.decode_pool import Crashed, Decoded, Job, Outcome, Pool, Refused
@@ -75,11 +75,16 @@ class Scorable:
     split: claims.Split
     presupposed: str | None
     seen: list[Picture]
+    edits: list[list[list[str]]]  # of each claim, word by word; [] where contrast sets are off
 
     @property
     def texts(self) -> list[str]:
         said = [claim.said for claim in self.split.claims]
         return said if self.presupposed is None else [*said, self.presupposed]
+
+    @property
+    def edited(self) -> list[str]:
+        return [text for claim in self.edits for slot in claim for text in slot]
 
 
 class Memory:
@@ -194,7 +199,8 @@ class Runtime:
                 if split.reason is not None:
                     checked.results.append(CheckResult(event, "unscorable", reasons=(split.reason,)))
                 else:
-                    scorable.append(Scorable(event, split, self._presupposed(event.prompt), seen))
+                    presupposed = self._presupposed(event.prompt)
+                    scorable.append(Scorable(event, split, presupposed, seen, self._edits(split.claims)))
         self._score(scorable, checked)
         return checked
 
@@ -237,13 +243,17 @@ class Runtime:
         fits = text is not None and self.checker.count_tokens(text) <= self.checker.context_length
         return text if fits and self.checker.can_read(text or "") else None
 
+    def _edits(self, pieces: Sequence[claims.Claim]) -> list[list[list[str]]]:
+        checker = self.checker
+        return [checker.edits(claim) for claim in pieces] if isinstance(checker, contrast.Contrasting) else []
+
     def _score(self, scorable: Sequence[Scorable], checked: Checked) -> None:
-        texts = list(dict.fromkeys(text for one in scorable for text in one.texts))
+        texts = list(dict.fromkeys(text for one in scorable for text in (*one.texts, *one.edited)))
         rows = scoring.embed_all(self.checker.embed_texts, texts, TEXT_CHUNK, self.progress)
         embedded = dict(zip(texts, rows, strict=True))
         frozen = self.reference  # one for the whole batch
         for one in scorable:
-            found = [embedded[text] for text in one.texts]
+            found = [embedded[text] for text in (*one.texts, *one.edited)]
             error = next((row for row in found if isinstance(row, Exception)), None)
             if error is not None:
                 self._refuse_text(one.event, error, checked)
@@ -251,14 +261,17 @@ class Runtime:
                 stacked = np.stack([row for row in found if isinstance(row, np.ndarray)])
                 checked.results.append(self._result(one, stacked, frozen))
 
-    def _result(self, one: Scorable, texts: Array, frozen: Reference | None) -> CheckResult:
-        """`texts`: the embeddings of the claims, then of what the prompt takes for granted, if anything."""
+    def _result(self, one: Scorable, rows: Array, frozen: Reference | None) -> CheckResult:
+        """`rows`: the embeddings of `one.texts`, then of `one.edited`."""
         images = np.stack([picture.embedding for picture in one.seen if picture.embedding is not None])
         notes = tuple(dict.fromkeys(note for picture in one.seen for note in picture.notes))
         pieces = one.split.claims
+        texts, slots = rows[: len(one.texts)], _slots(one.edits, rows[len(one.texts) :])
         result = scoring.measure(one.event, pieces, images, texts, (*notes, *_left_out(one.split)))
         if result.outcome != "scored":
             return result
+        if isinstance(self.checker, contrast.Contrasting):
+            result = scoring.with_contrast(self.checker, result, images, texts, slots)
         if frozen is not None:
             return scoring.judge(self.checker, frozen, result)
         # A blank picture says nothing of how well a text fits its own, nor does a text that denies.
@@ -266,13 +279,23 @@ class Runtime:
         if "blank_image" in notes or not stated.any():
             return result
         told = texts[: len(pieces)][stated]
-        return replace(result, sample=self._strangers.sample(self.checker, one.event, images, told))
+        kept = [slots[i] for i in np.flatnonzero(stated)] if slots else []
+        return replace(result, sample=self._strangers.sample(self.checker, one.event, images, told, kept))
 
     def _refuse_text(self, event: Claimed, error: Exception, checked: Checked) -> None:
         if _may_pass(error):
             checked.failed[event.event_id] = name_of(error)
         else:
             checked.results.append(CheckResult(event, "model_error", reasons=(name_of(error),)))
+
+
+def _slots(edits: Sequence[Sequence[Sequence[str]]], rows: Array) -> list[list[Array]]:
+    """The rows of all edited texts in the shape of `edits`: per claim, per word."""
+    at, found = 0, []
+    for claim in edits:
+        ends = [at := at + len(slot) for slot in claim]
+        found.append([rows[end - len(slot) : end] for end, slot in zip(ends, claim, strict=True)])
+    return found
 
 
 def _left_out(split: claims.Split) -> tuple[str, ...]:

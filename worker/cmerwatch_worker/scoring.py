@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmerwatch.shapes import CheckResult, Claimed, ClaimScore
-from cmerwatch_worker import claims, reference
-from cmerwatch_worker.checkers import base
+from cmerwatch_worker import claims, contrast, reference
 from cmerwatch_worker.checkers.base import Checker
 from cmerwatch_worker.reference import Reference
 
@@ -93,6 +92,20 @@ def measure(
     )
 
 
+def with_contrast(
+    checker: contrast.Contrasting, result: CheckResult, images: Array, texts: Array, slots: Sequence[Sequence[Array]]
+) -> CheckResult:
+    """The claims with their margins over their edits; `slots` has the edits' rows of each claim, word by word.
+
+    An edit that comes to no number is no evidence: its claim goes without a margin.
+    """
+    scores = []
+    for claim, text, of_claim in zip(result.claims, texts, slots, strict=False):
+        margin = checker.margin(images, text, of_claim)
+        scores.append(dataclasses.replace(claim, contrast=margin if np.isfinite(margin) else None))
+    return dataclasses.replace(result, claims=tuple(scores))
+
+
 def stated(scores: Sequence[ClaimScore]) -> list[ClaimScore]:
     """The claims that say what is there. A denied one is right when its cosine is low."""
     return [claim for claim in scores if not claim.negated]
@@ -102,15 +115,15 @@ def judge(checker: Checker, frozen: Reference, result: CheckResult) -> CheckResu
     """The result with percentiles, score and what they give reason to suspect, from its stored cosines alone."""
     kind = result.event.slice.prompt_type
     us = _percentiles(checker, frozen, kind, result.claims)
-    positive = [claim.similarity for claim in stated(result.claims)]
-    own, foreign = _places(checker, frozen, kind, min(positive)) if positive else (None, None)
+    positive = [contrast.logit(checker, claim.similarity, claim.contrast) for claim in stated(result.claims)]
+    own, foreign = _places(frozen, kind, min(positive)) if positive else (None, None)
     reasons = list(result.reasons)
     if _looks_foreign(own, foreign):
         reasons.append("wrong_image")
-    if result.prompt_similarity is not None and _looks_foreign(
-        *_places(checker, frozen, kind, result.prompt_similarity)
-    ):
-        reasons.append("prompt_does_not_fit")
+    if result.prompt_similarity is not None:
+        asked = contrast.logit(checker, result.prompt_similarity, None)
+        if _looks_foreign(*_places(frozen, kind, asked)):
+            reasons.append("prompt_does_not_fit")
     return dataclasses.replace(
         result,
         score=reference.score(us),
@@ -127,7 +140,7 @@ def _percentiles(checker: Checker, frozen: Reference, kind: str, scores: Sequenc
     them was denied wrongly. But what is asked for is seldom as foreign as those (a blue circle where a red one is), so
     it must also fit like the typical claim of its own image; before that, half of such right denials were flagged
     (bench/flag_rates.py). Without mismatched pairs nothing is known of it, which is the middle."""
-    logits = base.logits(checker, np.array([claim.similarity for claim in scores], np.float32))
+    logits = np.array([contrast.logit(checker, claim.similarity, claim.contrast) for claim in scores], np.float32)
     us = reference.percentile(frozen, kind, logits)
     is_denied = np.array([claim.negated for claim in scores])
     if not is_denied.any():
@@ -138,11 +151,11 @@ def _percentiles(checker: Checker, frozen: Reference, kind: str, scores: Sequenc
     return np.where(is_denied, np.where(us < TYPICAL_PERCENTILE, np.maximum(denied, 0.5), denied), us)
 
 
-def _places(checker: Checker, frozen: Reference, kind: str, cosine: float) -> tuple[float, float | None]:
+def _places(frozen: Reference, kind: str, logit: float) -> tuple[float, float | None]:
     """Percentile among claims with their own image, and among mismatched ones where there are any."""
-    logit = base.logits(checker, np.array([cosine], np.float32))
-    foreign = reference.mismatch_percentile(frozen, kind, logit)
-    return float(reference.percentile(frozen, kind, logit)[0]), None if foreign is None else float(foreign[0])
+    at = np.array([logit], np.float32)
+    foreign = reference.mismatch_percentile(frozen, kind, at)
+    return float(reference.percentile(frozen, kind, at)[0]), None if foreign is None else float(foreign[0])
 
 
 def _looks_foreign(own: float | None, foreign: float | None) -> bool:
