@@ -6,6 +6,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cmerwatch.sdk import media
 from cmerwatch.sdk.counts import Counts
 from cmerwatch.sdk.pending import Item, Pending
 
@@ -141,3 +142,8 @@ def test_every_event_is_waiting_or_being_sent_or_settled_or_dropped(steps: list[
         assert events <= max(5, len(sending))
     left = names(pending)
     assert len(left) + len(sending) == pending.load[0]
+
+
+def test_an_address_given_in_a_dict_weighs_what_it_holds() -> None:
+    assert media.weigh({"url": "data:image/png;base64," + "A" * 100_000}) > 100_000
+    assert media.weigh({"sha256": "0" * 64}) < 1000
