@@ -71,7 +71,8 @@ function press(event) {
 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
-  const at = event.target;
+  // The focus stays for a moment in a sheet that was just closed.
+  const at = event.target.checkVisibility() ? event.target : document.body;
   if (event.key === "Escape" && isText(at)) at.blur();
   if (event.key === "Enter" && at.matches("#answer input")) event.preventDefault(); // it would send the form
   if (isText(at) || !keysOn.checked) return;
