@@ -168,9 +168,9 @@ def judge_no_data(
 def is_usual_hour(counts: Sequence[int]) -> bool:
     """Whether outputs are to be expected: `counts` of the same hours 1, 2, ... 14 days ago.
 
-    Most days since the first that had any had them; and a slice older than a week had them a week ago too, so that
-    neither nights nor weekends are silence.
+    Two days and most of those since the first that had any had them; and a slice older than a week had them a week ago
+    too. So neither nights, nor weekends, nor the day after a single burst are silence.
     """
     days = max((day for day, count in enumerate(counts, 1) if count), default=0)
     had = [count >= USUAL_OUTPUTS for count in counts[:days]]
-    return 2 * sum(had) > len(had) and (days < 7 or had[6])
+    return sum(had) >= 2 and 2 * sum(had) > len(had) and (days < 7 or had[6])

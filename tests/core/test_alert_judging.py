@@ -117,7 +117,8 @@ STEADY = [40] * 14
     [
         (STEADY, True),
         ([0] * 14, False),
-        ([40] + [0] * 13, True),  # it began yesterday
+        ([40] + [0] * 13, False),  # a single burst, yesterday
+        ([40, 40] + [0] * 12, True),  # it began the day before yesterday
         ([40, 40, 0, 0, 0, 0, 0, 40] + [0] * 6, False),  # most days have nothing at this hour
         ([40, 40, 40, 40, 40, 0, 0, 40, 40, 40, 40, 40, 0, 0], False),  # a Saturday of office hours
         ([0, 0, 40, 40, 40, 40, 40, 0, 0, 40, 40, 40, 40, 40], True),  # their Monday

@@ -115,6 +115,22 @@ def test_an_edit_that_would_make_the_rule_meaningless_is_refused(http: TestClien
     assert answer.status_code == 200
 
 
+def test_a_backtest_says_when_it_would_have_fired_and_saves_nothing(
+    http: TestClient, admin: dict[str, str], session: orm.Session, project: models.Project
+) -> None:
+    at = alerts.last_closed(dt.datetime.now(dt.UTC)) - watched.DAY
+    watched.lay(session, project.id, at, 60, flagged=40, endpoint="/vqa")
+    session.commit()
+    body = RULE | {"scopes": ["project", "endpoint"], "keep_firing_seconds": 0}
+    found = http.post("/v1/alert-rules/backtest", json=body, headers=admin).json()
+    assert (found["fired"], found["slices"], found["slices_left_out"]) == (2, 2, 0)
+    assert {tuple(one["slice"].items()) for one in found["episodes"]} == {(), (("endpoint", "/vqa"),)}
+    assert dt.datetime.fromisoformat(found["episodes"][0]["fired_at"]) == at + watched.MINUTES_5
+    assert http.get("/v1/alert-rules", headers=admin).json()["rows"] == []
+    wrong = http.post("/v1/alert-rules/backtest", json=body | {"window_seconds": 1}, headers=admin)
+    assert (wrong.status_code, wrong.json()["error"]["details"]["field"]) == (422, "window_seconds")
+
+
 @pytest.mark.parametrize("scope", ["ingest", "read"])
 def test_rules_and_silences_want_the_scope_admin(http: TestClient, key: KeyMaker, scope: str) -> None:
     for address, body in (("/v1/alert-rules", RULE), ("/v1/silences", {"reason": "x", "seconds": 60})):

@@ -333,6 +333,21 @@ def test_a_rule_refused_says_why_in_the_forms_own_units_and_keeps_what_was_typed
     assert alert_rules.find(session, project.id) == []
 
 
+def test_a_preview_says_how_often_it_would_have_fired_and_saves_nothing(
+    console: TestClient, session: orm.Session, project: models.Project, engineer: None
+) -> None:
+    at = alerts.last_closed(dt.datetime.now(dt.UTC)) - watched.DAY
+    watched.lay(session, project.id, at, 60, flagged=40, endpoint=HOSTILE)
+    session.commit()
+    answer = console.post("/alerts/rules", data=form(do="preview", repeat_minutes="777"))
+    assert answer.status_code == 200
+    assert "it would have fired 2 times" in answer.text
+    assert "&lt;script&gt;alert" in answer.text
+    assert "777" in answer.text
+    assert alert_rules.find(session, project.id) == []
+    assert "The line must be" in console.post("/alerts/rules", data=form(do="preview", threshold_percent="0")).text
+
+
 def test_a_rule_is_switched_off_and_on_and_deleted(
     console: TestClient, session: orm.Session, project: models.Project, engineer: None
 ) -> None:

@@ -10,7 +10,7 @@ import pydantic
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse, Response
 
-from cmerwatch import access, alert_edits, alert_rules, alert_views, errors, models, silences
+from cmerwatch import access, alert_backtest, alert_edits, alert_rules, alert_views, errors, models, silences
 from cmerwatch.alert_rules import RuleFields
 from cmerwatch_web import deps
 from cmerwatch_web.api import bodies, events, schemas, times
@@ -100,6 +100,30 @@ def post_rule(principal: deps.MayAlert, body: Body, session: deps.Session) -> JS
     session.refresh(rule)
     _note(session, principal, "alert_rule.create", rule.id, name=rule.name)
     return JSONResponse(shown_rule(rule), 201)
+
+
+@router.post("/alert-rules/backtest", openapi_extra=_of(RuleBody))
+def post_backtest(principal: deps.MaySeeAlerts, body: Body, session: deps.Session) -> JSONResponse:
+    """When such a rule would have fired within the last seven days; nothing is saved."""
+    found = alert_backtest.run(session, principal.project_id, schemas.read(RuleBody, body).over({}))
+    episodes = [
+        {
+            "slice": one.slice,
+            "fired_at": one.fired_at.isoformat(),
+            "ended_at": one.ended_at.isoformat() if one.ended_at else None,
+        }
+        for one in found.episodes
+    ]
+    return JSONResponse(
+        {
+            "from": found.start.isoformat(),
+            "to": found.end.isoformat(),
+            "fired": len(episodes),
+            "episodes": episodes,
+            "slices": found.slices,
+            "slices_left_out": found.left_out,
+        }
+    )
 
 
 @router.get("/alert-rules/{rule}")

@@ -15,7 +15,8 @@ from sqlalchemy import orm
 from starlette.requests import Request
 from starlette.responses import Response
 
-from cmerwatch import access, alert_edits, alert_rules, errors, models
+from cmerwatch import access, alert_backtest, alert_edits, alert_rules, errors, models
+from cmerwatch.alert_backtest import Backtest
 from cmerwatch.alert_rules import RuleFields
 from cmerwatch.shapes import DIMENSIONS
 from cmerwatch_web.console import auth, pages, settings, views
@@ -138,18 +139,20 @@ def _save(
     fields: dict[str, Any],
     old: models.AlertRule | None,
 ) -> Response:
-    typed = _read(fields)
+    typed, preview = _read(fields), None
     with settings.attempt(session) as problem:
         wanted = _wanted(typed, alert_rules.read(old) if old else None)
-        if old is None:
+        if fields.get("do") == "preview":
+            preview = alert_backtest.run(session, viewer.project_id, wanted)
+        elif old is None:
             saved = alert_rules.create(session, viewer.project_id, wanted, viewer.actor)
             _note(session, viewer, "alert_rule.create", saved.id, name=saved.name)
         else:
             saved = alert_edits.change(session, viewer.project_id, old.id, wanted)
             _note(session, viewer, "alert_rule.change", saved.id, name=saved.name, version=saved.version)
-    if problem:
+    if problem or preview:
         problem.message = WORDS.get(problem.field, problem.message)
-        return _form(request, session, viewer, typed, old, problem)
+        return _form(request, session, viewer, typed, old, problem, preview)
     return settings.back(PATH, "changed" if old else "created")
 
 
@@ -179,6 +182,7 @@ def _form(
     typed: Typed,
     rule: models.AlertRule | None,
     problem: settings.Problem | None = None,
+    preview: Backtest | None = None,
 ) -> Response:
     return pages.render(
         request,
@@ -188,6 +192,7 @@ def _form(
         typed=typed,
         rule=rule,
         problem=problem,
+        preview=preview,
         kinds=KINDS,
         metrics=METRICS,
         severities=alert_rules.SEVERITIES,
