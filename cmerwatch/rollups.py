@@ -18,6 +18,7 @@ from cmerwatch.shapes import COUNTS, DIMENSIONS, Decided
 COLUMNS = (*COUNTS, "late_scored", "late_n", "late_flagged")
 KEY = ("project_id", "bucket", *DIMENSIONS, "checker_id", "policy_version")
 TABLES = {"rollups_5m": 300, "rollups_1h": 3600}
+LIVE, AGAIN = ("rollups_5m", "rollups_1h"), ("redecided_5m", "redecided_1h")
 
 Key = tuple[Any, ...]
 
@@ -82,12 +83,17 @@ def settle(session: orm.Session, decided: Sequence[Decided]) -> None:
     _add(session, tally(decided, Tally.settle))
 
 
-def _add(session: orm.Session, five: dict[Key, Tally]) -> None:
+def add_again(session: orm.Session, decided: Sequence[Decided]) -> None:
+    """Checks that were counted under an earlier version already: beside the rollups, which count each output once."""
+    _add(session, tally(decided), AGAIN)
+
+
+def _add(session: orm.Session, five: dict[Key, Tally], tables: tuple[str, str] = LIVE) -> None:
     hourly: dict[Key, Tally] = {}
     for key, one in five.items():
         hourly.setdefault((key[0], _hour(key[1]), *key[2:]), Tally()).merge(one)
-    _upsert(session, "rollups_5m", five)
-    _upsert(session, "rollups_1h", hourly)
+    _upsert(session, tables[0], five)
+    _upsert(session, tables[1], hourly)
 
 
 def tally(decided: Iterable[Decided], count: Callable[[Tally, Decided], None] = Tally.count) -> dict[Key, Tally]:
@@ -129,7 +135,7 @@ def _statement(table: str) -> sa.TextClause:
     )
 
 
-_STATEMENTS = {table: _statement(table) for table in TABLES}
+_STATEMENTS = {table: _statement(table) for table in (*LIVE, *AGAIN)}
 
 
 def _upsert(session: orm.Session, table: str, tallies: dict[Key, Tally]) -> None:
@@ -197,7 +203,11 @@ def _recount(table: str) -> sa.TextClause:
                 {", ".join("ev." + d for d in DIMENSIONS)}, c.checker_id, c.outcome, ev.geo_p, ev.is_late, d.flagged,
                 d.low_similarity, d.event_id IS NOT NULL AS decided, c.score, d.conf_threshold
             FROM checks c JOIN events ev ON ev.id = c.event_id
-            LEFT JOIN decisions d ON d.event_id = c.event_id AND d.checker_id = c.checker_id
+            LEFT JOIN LATERAL (
+                -- The first decision is the one it was counted with; the others were made again, and counted apart.
+                SELECT * FROM decisions WHERE event_id = c.event_id AND checker_id = c.checker_id
+                ORDER BY policy_version LIMIT 1
+            ) d ON true
             WHERE c.project_id = :project
         ), e AS (
             SELECT {group},

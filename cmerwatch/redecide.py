@@ -1,0 +1,178 @@
+"""Decide history again under a newer policy version: in small steps, each output once, beside what was decided then.
+
+A step locks the job's row, so two workers never take the same outputs; its decisions, their counts and how far it has
+come are one transaction, so a worker that dies in between leaves nothing half done. Nothing is checked again and no
+picture is needed: scores and confidences are kept. The review queue is left alone. An output that a checker's reference
+decides later than this passes it keeps the version it was counted with.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from cmerwatch import errors, events, models, policies, rollups
+from cmerwatch.policies import Policy
+from cmerwatch.shapes import DIMENSIONS, CheckResult, Claimed, Decided, Slice
+
+STEP = 2000  # checks per transaction: some 100 ms, so that ingest and checking never wait long for a rollup row
+_FIRST = uuid.UUID(int=0)
+# A worker reads the version in force inside the transaction that completes a batch, which lasts 30 s at most: once the
+# new version is this old, nothing is decided under an older one any more, behind this job's back.
+SETTLED = dt.timedelta(seconds=60)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """`seen` of about `total` outputs; finished once every one of them has a decision of this version."""
+
+    policy_version: int
+    seen: int
+    total: int
+    finished_at: dt.datetime | None
+
+    @property
+    def share(self) -> float:
+        return 1.0 if self.finished_at or not self.total else min(self.seen / self.total, 0.999)
+
+
+def start(session: orm.Session, project_id: uuid.UUID, policy_version: int, created_by: str) -> None:
+    """Raises Conflict unless it is the version in force, and when it was started before."""
+    newest = session.scalar(
+        sa.select(sa.func.max(models.PolicyVersion.version)).where(models.PolicyVersion.project_id == project_id)
+    )
+    if policy_version != newest:
+        raise errors.Conflict(
+            f"Version {policy_version} is not in force; history is decided again under {newest} only."
+        )
+    if session.get(models.Redecision, (project_id, policy_version)) is not None:
+        raise errors.Conflict(f"History is being decided under version {policy_version} already, or was.")
+    decided = sa.select(sa.func.coalesce(sa.func.sum(models.Rollup1h.scored - models.Rollup1h.undecided), 0))
+    session.add(
+        models.Redecision(
+            project_id=project_id,
+            policy_version=policy_version,
+            created_by=created_by,
+            last_event_id=_FIRST,
+            total=session.scalar(decided.where(models.Rollup1h.project_id == project_id)),
+        )
+    )
+    session.flush()
+
+
+def progress(session: orm.Session, project_id: uuid.UUID) -> dict[int, Progress]:
+    """By policy version."""
+    rows = session.scalars(sa.select(models.Redecision).where(models.Redecision.project_id == project_id))
+    return {row.policy_version: Progress(row.policy_version, row.seen, row.total, row.finished_at) for row in rows}
+
+
+def step(session: orm.Session, size: int = STEP) -> bool:
+    """Decide the next few outputs of one job; False when there is none to go on with now."""
+    job = session.scalars(
+        sa.select(models.Redecision)
+        .join(
+            models.PolicyVersion,
+            sa.and_(
+                models.PolicyVersion.project_id == models.Redecision.project_id,
+                models.PolicyVersion.version == models.Redecision.policy_version,
+            ),
+        )
+        .where(models.Redecision.finished_at.is_(None), models.PolicyVersion.created_at < sa.func.now() - SETTLED)
+        .order_by(models.Redecision.created_at)
+        .limit(1)
+        .with_for_update(of=models.Redecision, skip_locked=True)
+    ).first()
+    if job is None:
+        return False
+    values = {"project": job.project_id, "after": job.last_event_id, "version": job.policy_version, "size": size}
+    rows = session.execute(_NEXT, values).all()
+    if not rows:
+        job.finished_at = session.scalar(sa.func.now())
+    else:
+        wanted = (job.project_id, job.policy_version)
+        _decide(session, policies.at(session, [wanted])[wanted], [row for row in rows if not row.has_decision])
+        job.last_event_id = rows[-1].event_id
+        job.seen += len(rows)
+    session.flush()
+    return True
+
+
+# Whole events at a time: two checks of one event must not be parted by the end of a step, or the second is skipped.
+_NEXT = sa.text(
+    f"""
+    WITH next AS (
+        SELECT max(event_id::text)::uuid AS last FROM (
+            SELECT event_id FROM checks
+            WHERE project_id = :project AND event_id > :after AND outcome = 'scored' AND score IS NOT NULL
+            ORDER BY event_id LIMIT :size
+        ) AS few
+    )
+    SELECT c.event_id, c.checker_id, c.project_id, c.similarity, c.score, e.received_at, e.geo_p, e.is_late,
+        {", ".join("e." + name for name in DIMENSIONS)},
+        EXISTS (
+            SELECT FROM decisions d WHERE d.event_id = c.event_id AND d.checker_id = c.checker_id
+            AND d.policy_version >= :version
+        ) AS has_decision
+    FROM checks c JOIN events e ON e.id = c.event_id
+    WHERE c.event_id > :after AND c.event_id <= (SELECT last FROM next)
+        AND e.id > :after AND e.id <= (SELECT last FROM next)
+        AND c.project_id = :project AND c.outcome = 'scored' AND c.score IS NOT NULL
+    ORDER BY c.event_id
+    """
+)
+
+
+def _decide(session: orm.Session, policy: Policy, rows: Sequence[sa.Row[Any]]) -> None:
+    """Insert what is not there, and count exactly what was inserted."""
+    decided = {(row.event_id, row.checker_id): _decided(policy, row) for row in rows}
+    made = session.execute(_INSERT, {"rows": json.dumps([_stored(one) for one in decided.values()])}).all()
+    rollups.add_again(session, [decided[row.event_id, row.checker_id] for row in made])
+
+
+def _decided(policy: Policy, row: sa.Row[Any]) -> Decided:
+    event = Claimed(
+        event_id=row.event_id,
+        project_id=row.project_id,
+        slice=Slice(*(getattr(row, name) for name in DIMENSIONS)),
+        bucket=events.bucket_of(row.received_at),
+        attempts=0,
+        is_late=row.is_late,
+        confidence=row.geo_p,
+        images=(),
+        prompt="",
+        output="",
+    )
+    result = CheckResult(event, "scored", row.similarity, row.score)
+    return Decided(result, policy.decide(result, is_calibrated=True), row.checker_id)
+
+
+def _stored(one: Decided) -> Mapping[str, Any]:
+    event, decision = one.result.event, one.decision
+    return {
+        "event_id": event.event_id.hex,
+        "checker_id": one.checker_id,
+        "policy_version": decision.policy_version,
+        "project_id": event.project_id.hex,
+        "flagged": decision.flagged,
+        "low_similarity": decision.low_similarity,
+        "conf_threshold": decision.conf_threshold,
+        "sim_threshold": decision.sim_threshold,
+    }
+
+
+_TYPES = (
+    "event_id uuid, checker_id int, policy_version int, project_id uuid, flagged bool, low_similarity bool, "
+    "conf_threshold float8, sim_threshold float8"
+)
+_NAMES = ", ".join(column.split()[0] for column in _TYPES.split(", "))
+_INSERT = sa.text(
+    f"INSERT INTO decisions ({_NAMES}) SELECT {_NAMES} FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r({_TYPES}) "
+    "ON CONFLICT DO NOTHING RETURNING event_id, checker_id"
+)
