@@ -164,15 +164,16 @@ def record(
     session: orm.Session, claimed: Claimed, token: uuid.UUID, outcome: notify.Outcome, status: int | None
 ) -> bool:
     """Note what became of a try. False, and nothing changed, when the lease was lost to another sender meanwhile."""
+    # The channel first, as claiming and deleting do: two orders would deadlock.
+    channel = session.get(models.Channel, claimed.channel_id, with_for_update=True)
     held = (
         models.Delivery.id == claimed.id,
         models.Delivery.lease_token == token,
         models.Delivery.state == "pending",
     )
     delivery = session.scalar(sa.select(models.Delivery).where(*held).with_for_update())
-    if delivery is None:
+    if channel is None or delivery is None:
         return False
-    channel = session.get_one(models.Channel, claimed.channel_id, with_for_update=True)
     now = session.scalars(sa.select(sa.func.clock_timestamp())).one()
     delivery.attempts += 1
     delivery.lease_token = delivery.lease_until = None

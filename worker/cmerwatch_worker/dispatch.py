@@ -18,15 +18,15 @@ from dataclasses import dataclass, replace
 from cmerwatch import db, deliveries, notify, outbound, sealing
 from cmerwatch.deliveries import Claimed
 from cmerwatch.settings import Settings
-from cmerwatch_worker.tasks import where
+from cmerwatch_worker.tasks import Away, where
 
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
 SEND_SECONDS = 15.0  # for all of one message: resolving, connecting, TLS, answer
 LEASE_SECONDS = 60.0  # well over SEND_SECONDS, so that a live sender records before anyone else may send
-SENDERS = 16
-FOR_TROUBLED = 12  # of the senders: what failed last must leave some to what works
+SENDERS = 32
+FOR_TROUBLED = 16  # of the senders: what failed last must leave some to what works
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,12 @@ class Dispatcher:
     def tick(self, *, may_claim: bool = True) -> int:
         """Record what has landed, then take off again; returns how many took off."""
         for future in [future for future in self._flying if future.done()]:
-            self._record(self._flying[future], future.result())
+            try:
+                self._record(self._flying[future], future.result())
+            except Away:
+                raise  # it is recorded once the database is back
+            except Exception as error:
+                log.error("an outcome could not be recorded, so its message will be sent again: %s", where(error))
             del self._flying[future]
         return self._take_off() if may_claim else 0
 
