@@ -173,6 +173,18 @@ def test_a_policy_is_tried_saved_and_seen_on_the_chart(site: Site, signed_in: Si
     expect(page.get_by_role("heading", name="Policies")).to_be_visible()
 
 
+def test_history_is_decided_again_from_the_page(site: Site, signed_in: SignedIn) -> None:
+    site.lay(10, seeded.scored(0.2, 0.08))
+    page = signed_in()
+    page.goto(f"{site.url}/settings/policies/edit")
+    page.get_by_label("Score below").fill("0.1")
+    page.get_by_label("also for history").check()
+    page.get_by_role("button", name="Save as version 2").click()
+    expect(page.get_by_role("status")).to_contain_text("history is decided again")
+    expect(page.locator("#v2 progress")).to_have_attribute("value", "0")
+    shot(page, "redecide")
+
+
 def test_a_quarantined_event_is_replayed(lived_in: Site, signed_in: SignedIn) -> None:
     page = signed_in()
     page.goto(f"{lived_in.url}/quarantine")

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from fastapi.testclient import TestClient
 from sqlalchemy import orm
 
-from cmerwatch import blobs, models, policies
+from cmerwatch import blobs, models, policies, redecide
 from tests.web import seeded
 
 Headers = dict[str, str]
@@ -153,3 +153,19 @@ def test_rates_go_on_over_a_change_and_one_version_can_be_read_alone(
 def test_rates_of_a_version_that_is_not_there_are_refused(http: TestClient, read: Headers, version: str) -> None:
     answer = http.get(f"/v1/cmer?policy_version={version}", headers=read)
     assert (answer.status_code, answer.json()["error"]["details"]["field"]) == (422, "policy_version")
+
+
+def test_history_is_decided_again_on_request_and_says_how_far_it_is(
+    http: TestClient, admin: Headers, read: Headers, session: orm.Session, lay: Callable[..., None]
+) -> None:
+    lay(3, 0.07)
+    answer = http.post("/v1/policies", headers=admin, json={"rules": [{"sim_threshold": 0.1}], "redecide": True})
+    assert answer.json()["redecided"] == {"seen": 0, "total": 3, "finished_at": None}
+    session.execute(sa.update(models.PolicyVersion).values(created_at=sa.func.now() - 2 * redecide.SETTLED))
+    while redecide.step(session):
+        session.commit()
+    assert http.get("/v1/policies/2", headers=read).json()["redecided"]["finished_at"] is not None
+    [row] = http.get("/v1/cmer?bucket=1d", headers=read).json()["rows"]
+    assert (row["n"], row["flagged"]) == (3, 3)
+    [row] = http.get("/v1/cmer?bucket=1d&policy_version=1", headers=read).json()["rows"]
+    assert (row["n"], row["flagged"]) == (3, 0)

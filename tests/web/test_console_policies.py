@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from fastapi.testclient import TestClient
 from sqlalchemy import orm
 
-from cmerwatch import access, blobs, models, policies
+from cmerwatch import access, blobs, models, policies, redecide
 from tests.web import seeded
 from tests.web.test_console_settings import words
 
@@ -208,3 +208,28 @@ def test_hostile_values_are_text(editor: TestClient) -> None:
         page = editor.get(path).text
         assert "<script>x" not in page
         assert evil in html.unescape(page)
+
+
+def test_history_can_be_decided_again_on_saving_or_later_and_shows_how_far_it_is(
+    editor: TestClient, session: orm.Session, lay: Callable[..., None]
+) -> None:
+    lay(4, 0.08)
+    lay(6, 0.5)
+    answer = editor.post("/settings/policies/edit", data=form({"sim": "0.1"}) | {"history": "again"})
+    assert answer.headers["location"] == "/settings/policies?done=again"
+    page = words(editor.get("/settings/policies").text)
+    assert "History is being decided again: 0 of about 10" in page
+    settled = sa.func.now() - 2 * redecide.SETTLED
+    session.execute(sa.update(models.PolicyVersion).values(created_at=settled))
+    while redecide.step(session):
+        session.commit()
+    assert "All of history was decided again under this version (10 outputs" in words(
+        editor.get("/settings/policies").text
+    )
+    assert "CMER 40.0%" in words(editor.get("/").text)
+    assert editor.post("/settings/policies/redecide").status_code == 409
+    editor.post("/settings/policies/edit", data=form({"sim": "0.6"}, based_on=2))
+    assert "Decide history again" in words(editor.get("/settings/policies").text)
+    assert editor.post("/settings/policies/redecide").status_code == 303
+    [first, second] = session.scalars(sa.select(models.AuditEntry).where(models.AuditEntry.action == "policy.redecide"))
+    assert {first.target, second.target} == {"version 2", "version 3"}

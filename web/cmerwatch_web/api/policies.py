@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import pydantic
 from fastapi import APIRouter, Path, Request
 from fastapi.responses import JSONResponse
+from sqlalchemy import orm
 
-from cmerwatch import access, cmer_series, models, policies, policy_preview
+from cmerwatch import access, cmer_series, models, policies, policy_preview, redecide
 from cmerwatch_web import deps
 from cmerwatch_web.api import events
 
@@ -17,12 +18,16 @@ router = APIRouter(prefix="/v1/policies", tags=["policies"])
 
 
 class Rules(pydantic.BaseModel):
-    """`based_on`: the version that was looked at; another newest one is then a conflict."""
-
     model_config = pydantic.ConfigDict(extra="forbid", strict=True)
 
     rules: Annotated[list[dict[str, Any]], pydantic.Field(max_length=policies.MAX_RULES)]
+
+
+class NewVersion(Rules):
+    """`based_on`: the version that was looked at; another newest one is then a conflict. `redecide`: history, too."""
+
     based_on: int | None = None
+    redecide: bool = False
 
 
 @router.get("")
@@ -30,25 +35,30 @@ def list_policies(request: Request, principal: deps.MaySeePolicies, session: dep
     """The newest 100 versions, the one in force first."""
     events.require_known(request, ())
     rows = policies.versions(session, principal.project_id)
-    return JSONResponse({"current": rows[0].version if rows else None, "rows": [_whole(row) for row in rows]})
+    again = redecide.progress(session, principal.project_id)
+    shown = [_whole(row, again.get(row.version)) for row in rows]
+    return JSONResponse({"current": rows[0].version if rows else None, "rows": shown})
 
 
 @router.get("/{version}")
 def get_policy(
     principal: deps.MaySeePolicies, session: deps.Session, version: Annotated[int, Path(ge=1)]
 ) -> JSONResponse:
-    return JSONResponse(_whole(policies.version(session, principal.project_id, version)))
+    return JSONResponse(_one(session, principal, version))
 
 
 @router.post("", status_code=201)
-def create_policy(principal: deps.MayChangePolicies, session: deps.Session, sent: Rules) -> JSONResponse:
-    """The next version, in force for what is checked from now on."""
+def create_policy(principal: deps.MayChangePolicies, session: deps.Session, sent: NewVersion) -> JSONResponse:
+    """The next version, in force for what is checked from now on; with `redecide` for what was checked before, too."""
     policies.require_meaning(sent.rules, cmer_series.current_checker(session, principal.project_id))
     made = policies.create(session, principal.project_id, sent.rules, principal.actor, sent.based_on)
     access.audit(
         session, principal.actor, "policy.create", f"version {made}", principal.project_id, rules=len(sent.rules)
     )
-    return JSONResponse(_whole(policies.version(session, principal.project_id, made)), 201)
+    if sent.redecide:
+        redecide.start(session, principal.project_id, made, principal.actor)
+        access.audit(session, principal.actor, "policy.redecide", f"version {made}", principal.project_id)
+    return JSONResponse(_one(session, principal, made), 201)
 
 
 @router.post("/preview")
@@ -75,10 +85,22 @@ def _estimate(one: policy_preview.Estimate) -> dict[str, Any]:
     return {"n": one.n, "flagged": one.before, "least": one.least, "most": one.most, "is_exact": one.is_exact}
 
 
-def _whole(row: models.PolicyVersion) -> dict[str, Any]:
+def _one(session: orm.Session, principal: access.Principal, version: int) -> dict[str, Any]:
+    row = policies.version(session, principal.project_id, version)
+    return _whole(row, redecide.progress(session, principal.project_id).get(version))
+
+
+def _whole(row: models.PolicyVersion, again: redecide.Progress | None) -> dict[str, Any]:
+    """`redecided` is null where history keeps the decisions it had."""
     return {
         "version": row.version,
         "rules": row.rules,
         "created_at": row.created_at.isoformat(),
         "created_by": row.created_by,
+        "redecided": again
+        and {
+            "seen": again.seen,
+            "total": again.total,
+            "finished_at": again.finished_at.isoformat() if again.finished_at else None,
+        },
     }

@@ -13,7 +13,7 @@ from sqlalchemy import orm
 from starlette.requests import Request
 from starlette.responses import Response
 
-from cmerwatch import access, cmer_series, errors, models, policies, policy_preview
+from cmerwatch import access, cmer_series, errors, models, policies, policy_preview, redecide
 from cmerwatch.policy_preview import Estimate
 from cmerwatch_web.console import auth, pages, policy_form, settings
 from cmerwatch_web.console.policy_form import Row
@@ -22,7 +22,10 @@ from cmerwatch_web.console.settings import Problem
 router = fastapi.APIRouter(route_class=pages.Page)
 
 PATH = "/settings/policies"
-DONE = {"saved": "The new version is in force. Outputs checked from now on are judged by it; what was counted stays."}
+DONE = {
+    "saved": "The new version is in force. Outputs checked from now on are judged by it; what was counted stays.",
+    "again": "The new version is in force, and history is decided again under it: a worker begins within two minutes.",
+}
 
 Editor = Annotated[access.Principal, Depends(auth.allowed("policies"))]
 Fields = Annotated[dict[str, Any], Depends(settings.form_fields)]
@@ -40,6 +43,7 @@ class Draft:
 
     rows: list[Row]
     based_on: int
+    decides_again: bool = False
 
 
 @router.get(PATH)
@@ -57,6 +61,7 @@ def show_policies(request: Request, session: auth.Session, viewer: auth.Viewer) 
         current=rows[0] if rows else None,
         rules=policy_form.rows_of(rows[0].rules) if rows else [],
         history=history[:50],
+        again=redecide.progress(session, viewer.project_id),
         checker=cmer_series.current_checker(session, viewer.project_id),
         done=settings.done(request, DONE),
     )
@@ -84,6 +89,7 @@ def _form(
         problem.status if problem else 200,
         viewer=viewer,
         draft=draft,
+        decides_again=draft.decides_again,
         problem=problem and replace(problem, message=policy_form.worded(problem.message)),
         preview=preview,
         total=sum(preview, policy_preview.NOTHING) if preview else None,
@@ -97,7 +103,7 @@ def _form(
 @router.post(PATH + "/edit")
 def change_form(request: Request, session: auth.Session, viewer: Editor, fields: Fields) -> Response:
     """One form, several buttons: another row, a row less, a preview, or save."""
-    draft = Draft(policy_form.read(fields), _version(fields))
+    draft = Draft(policy_form.read(fields), _version(fields), fields.get("history") == "again")
     act, _, what = str(fields.get("do", "")).partition(":")
     if act == "add":
         row = policy_form.with_preset(what) or Row()
@@ -139,7 +145,20 @@ def _save(request: Request, session: orm.Session, viewer: access.Principal, draf
         if not policy_form.changes(before, rules):
             raise errors.Invalid("Nothing is different from the version in force, so there is nothing to save.")
         made = policies.create(session, viewer.project_id, rules, viewer.actor, draft.based_on)
+        if draft.decides_again:
+            redecide.start(session, viewer.project_id, made, viewer.actor)
     if problem:
         return _form(request, session, viewer, draft, problem)
     access.audit(session, viewer.actor, "policy.create", f"version {made}", viewer.project_id, rules=len(rules))
-    return settings.back(PATH, "saved")
+    if draft.decides_again:
+        access.audit(session, viewer.actor, "policy.redecide", f"version {made}", viewer.project_id)
+    return settings.back(PATH, "again" if draft.decides_again else "saved")
+
+
+@router.post(PATH + "/redecide")
+def decide_again(session: auth.Session, viewer: Editor) -> Response:
+    """History under the version in force, for who saved it without."""
+    newest = policies.versions(session, viewer.project_id, limit=1)[0].version
+    redecide.start(session, viewer.project_id, newest, viewer.actor)
+    access.audit(session, viewer.actor, "policy.redecide", f"version {newest}", viewer.project_id)
+    return settings.back(PATH, "again")
