@@ -14,6 +14,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import orm
 
 from cmerwatch import access, blobs, models
+from cmerwatch.shapes import CheckResult, Claimed, ClaimScore
 from tests.web import seeded
 
 Sender = Callable[..., uuid.UUID]
@@ -300,3 +301,19 @@ def test_a_viewer_of_two_kinds_of_role_sees_the_same_event(
         session.commit()
         browser = TestClient(app, follow_redirects=False, cookies={"cmw": cookie})
         assert browser.get(f"/events/{event}").status_code == 200
+
+
+def test_a_short_answer_shows_the_statement_it_was_read_as_and_a_denial_says_so(
+    console: TestClient, checked: Sender
+) -> None:
+    def judge(claimed: Claimed) -> CheckResult:
+        claims = (
+            ClaimScore(0, 1, 0.3, 0.5, statement="There are <b>3</b> dogs."),
+            ClaimScore(2, 4, 0.1, 0.04, statement="There is a cat.", negated=True),
+        )
+        return CheckResult(claimed, "scored", 0.3, 0.07, None, claims)
+
+    page = console.get(f"/events/{checked(judge, output='3 no')}").text
+    assert "<b>3</b>" not in page
+    assert "read as: There are <b>3</b> dogs." in words(page).replace("&lt;", "<").replace("&gt;", ">")
+    assert re.search(r"denied: There is a cat\. 4\S* ?% of texts about other pictures fit better", words(page))

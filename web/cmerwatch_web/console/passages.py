@@ -23,6 +23,8 @@ class Claim:
     number: int
     similarity: float
     percentile: float | None
+    statement: str | None = None  # what was compared, where that is not the text itself
+    negated: bool = False  # the output says that it is not so
 
     @property
     def tint(self) -> str:
@@ -50,10 +52,7 @@ def cut(output: str, claims: Sequence[Mapping[str, Any]]) -> list[Passage]:
     """The whole output in order, nothing lost or doubled, whatever the spans are: one that starts inside another
     begins where that ends, one outside the text is dropped."""
     made, at = [], 0
-    numbered = [
-        (one["start"], one["end"], Claim(i, one["similarity"], one.get("percentile")))
-        for i, one in enumerate(claims, 1)
-    ]
+    numbered = [(one["start"], one["end"], _claim(i, one)) for i, one in enumerate(claims, 1)]
     for start, end, claim in sorted(numbered, key=lambda found: (found[0], found[1])):
         start, end = max(start, at), min(end, len(output))
         if start >= end:
@@ -65,6 +64,12 @@ def cut(output: str, claims: Sequence[Mapping[str, Any]]) -> list[Passage]:
     if at < len(output):
         made.append(Passage(output[at:], None))
     return made
+
+
+def _claim(number: int, row: Mapping[str, Any]) -> Claim:
+    return Claim(
+        number, row["similarity"], row.get("percentile"), row.get("statement"), bool(row.get("negated", False))
+    )
 
 
 def weakest(passages: Sequence[Passage]) -> list[Claim]:
