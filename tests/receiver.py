@@ -68,6 +68,7 @@ def receiver(tls: ssl.SSLContext | None = None) -> Iterator[Receiver]:
 
     class Server(ThreadingHTTPServer):
         daemon_threads = True
+        request_queue_size = 128  # many senders connect at once, and a full queue makes one wait a second
 
         def handle_error(self, request: object, client_address: object) -> None:
             """A sender that goes away is what these tests are about."""
