@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 import pytest
 from hypothesis import given
@@ -219,3 +220,37 @@ def test_no_visual_word_is_lost_however_the_output_is_written(nouns: list[str], 
 def test_every_letter_of_an_unknown_text_is_kept(word: str) -> None:
     found = claims.split(f"{word} q", LIMIT, words)
     assert "".join(c.text for c in found.claims).replace(" ", "") == f"{word}q".replace(" ", "")
+
+
+@pytest.mark.parametrize(
+    "sentence", ["สวัสดีวงกลมสีแดงอยู่บนพื้นสีขาว" * 4, "लालवृत्तसफ़ेदपृष्ठभूमिपरहै" * 4, "👩‍👩‍👧‍👦" * 20, "e\u0301" * 60],
+    ids=["thai", "devanagari", "emoji", "combining"],
+)  # fmt: skip
+def test_a_script_that_does_not_space_its_words_is_cut_between_letters_only(sentence: str) -> None:
+    found = claims.split(sentence, 10, lambda text: len(text) + 2).claims
+    assert "".join(claim.text for claim in found) == sentence
+    assert len(found) > 5
+    for claim in found[1:]:
+        first = sentence[claim.start]
+        assert unicodedata.category(first)[0] != "M"
+        assert "\u200d" not in sentence[claim.start - 1 : claim.start + 1]
+
+
+@pytest.mark.parametrize(
+    "output, count",
+    [
+        ("红色的圆在左边，蓝色的方块在右边。上面有一颗星！", 2),
+        ("دائرة حمراء على اليسار. مربع أزرق على اليمين؟ نجمة في الأعلى۔", 3),
+        ("बाईं ओर लाल वृत्त है। दाईं ओर नीला वर्ग है॥ ऊपर तारा है", 3),
+        ("赤い円です。青い四角です。", 2),
+        ("왼쪽에 빨간 원이 있다. 오른쪽에 파란 사각형이 있다.", 2),
+        ("Красный круг слева. Синий квадрат справа!", 2),
+        ("Κόκκινος κύκλος. Μπλε τετράγωνο.", 2),
+        ("עיגול אדום משמאל. ריבוע כחול מימין.", 2),
+        ("ลูกบอลสีแดงอยู่ทางซ้าย", 1),
+    ],
+)
+def test_sentences_of_any_script_have_their_exact_places(output: str, count: int) -> None:
+    found = claims.split(output, 77, words).claims
+    assert len(found) == count
+    assert [output[claim.start : claim.end] for claim in found] == [claim.text for claim in found]

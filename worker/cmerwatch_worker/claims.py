@@ -339,6 +339,15 @@ def _by_characters(text: str, span: Span, limit: int, count: Callable[[str], int
     if end - start < 2 or count(text[start:end]) <= limit:
         yield Claim(start, end, text[start:end])
         return
-    middle = (start + end) // 2
+    middle = _before_letter(text, (start + end) // 2, end)
     yield from _by_characters(text, (start, middle), limit, count)
     yield from _by_characters(text, (middle, end), limit, count)
+
+
+def _before_letter(text: str, at: int, end: int) -> int:
+    """From `at` on the next place that parts no letter from its marks, nor an emoji from what it is joined with; `at`
+    itself where there is none."""
+    here = at
+    while here < end - 1 and (unicodedata.category(text[here])[0] == "M" or "\u200d" in text[here - 1 : here + 1]):
+        here += 1
+    return here if here < end - 1 else at
