@@ -74,15 +74,16 @@ def serve() -> None:
     server.serve_forever()
 
 
-Call = Callable[[bytes], float]
+# Prepares what the app has in its hands before a call; what comes back makes the call and answers the seconds it took
+# on the caller's thread.
+Call = Callable[[bytes], Callable[[], float]]
 
 
 def recording(client: cmerwatch.Client) -> Call:
-    return lambda picture: record_call(client, picture)
+    return lambda picture: functools.partial(record_call, client, picture)
 
 
 def record_call(client: cmerwatch.Client, picture: bytes) -> float:
-    """Seconds on the caller's thread."""
     logprobs = [-0.1] * TOKENS
     tokens = ["token"] * TOKENS
     started = time.perf_counter()
@@ -131,13 +132,12 @@ def wrapping(client: cmerwatch.Client) -> Call:
     model.post = post  # type: ignore[method-assign, assignment]
     cmerwatch.wrap(model, endpoint="/describe", customer="acme")
 
-    def call(picture: bytes) -> float:
-        request = body(picture)
+    def call(request: dict[str, object]) -> float:
         started = time.perf_counter()
         model.post("/chat/completions", body=request, cast_to=ChatCompletion)
         return time.perf_counter() - started - native.pop()
 
-    return call
+    return lambda picture: functools.partial(call, body(picture))
 
 
 def measure(call: Call, pace: float) -> list[float]:
@@ -146,10 +146,11 @@ def measure(call: Call, pace: float) -> list[float]:
     pictures = [n.to_bytes(4, "big") * (PICTURE_BYTES // 4) for n in range(CALLS if pace else PICTURES)]
     took, start = [], time.perf_counter()
     for n in range(CALLS):
+        ready = call(pictures[n % len(pictures)])
         wait = start + n * pace - time.perf_counter()
         if wait > 0:
             time.sleep(wait)
-        took.append(call(pictures[n % len(pictures)]))
+        took.append(ready())
     return took
 
 
@@ -196,7 +197,8 @@ def down(kind: str) -> None:
     call = KINDS[kind](client)
     before = rss_mib()
     for n in range(CALLS):
-        call(n.to_bytes(4, "big") * (PICTURE_BYTES // 4))
+        call(n.to_bytes(4, "big") * (PICTURE_BYTES // 4))()
+        body.cache_clear()
     stats = client.stats()
     print(json.dumps({"growth": rss_mib() - before, "kept": stats.queued_events, "dropped": stats.dropped}))
     sys.stdout.flush()
@@ -206,7 +208,7 @@ def leave(kind: str, url: str) -> None:
     """Runs in a process of its own, to be timed from its last line on."""
     call = KINDS[kind](cmerwatch.Client("key", url))
     for n in range(50):
-        call(b"%d" % n * 50_000)
+        call(b"%d" % n * 50_000)()
     time.sleep(0.5)
     print("end", flush=True)
 

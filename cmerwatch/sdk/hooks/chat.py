@@ -14,7 +14,6 @@ LOWEST = -1e4  # the lowest logprob the cmerwatch server takes
 ROUNDING = 1e-3  # servers that compute in half precision answer logprobs a little above 0
 TOKEN_BYTES = 100  # a short string, a float, and their places in two lists
 TOKEN, LOGPROB = operator.attrgetter("token"), operator.attrgetter("logprob")
-PICTURE_KINDS = ("image_url", "input_image")
 PARAMETERS = ("temperature", "top_p", "seed")
 
 
@@ -141,13 +140,10 @@ def _parts(content: Any) -> tuple[list[dict[str, str]], list[str]]:
         return [], [content] if content else []
     shown, said = [], []
     for part in content if isinstance(content, (list, tuple)) else ():
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind == "text":
-            text = part.get("text")
+        if isinstance(part, dict):
+            text, url = part.get("text"), _address(part.get("image_url"))
             if text and isinstance(text, str):
                 said.append(text)
-        elif kind in PICTURE_KINDS:
-            url = _address(part.get("image_url"))
             if url:
                 shown.append({"url": url})
     return shown, said
