@@ -159,3 +159,30 @@ def test_a_process_ends_by_itself_with_the_server_down() -> None:
     for n in range(10): record(f"event {n}")
     """
     run(script)
+
+
+def test_a_forked_child_draws_other_ids_than_its_parent() -> None:
+    script = """
+    from cmerwatch.sdk import events
+    events.new_id()
+    read, write = os.pipe()
+    if os.fork() == 0:
+        os.write(write, events.new_id()[15:].encode())
+        os._exit(0)
+    os.wait()
+    assert os.read(read, 100).decode() != events.new_id()[15:]
+    """
+    run(script)
+
+
+def test_an_app_that_seeds_its_random_numbers_does_not_repeat_ids() -> None:
+    script = """
+    import random
+    from cmerwatch.sdk import events
+    drawn = set()
+    for _ in range(2):
+        random.seed(42)
+        drawn.add(events.new_id()[15:])
+    assert len(drawn) == 2
+    """
+    run(script)
