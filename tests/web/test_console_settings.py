@@ -13,7 +13,8 @@ import sqlalchemy as sa
 from fastapi.testclient import TestClient
 from sqlalchemy import orm
 
-from cmerwatch import access, models, people
+from cmerwatch import access, models, people, settings
+from cmerwatch_web import app as web
 
 PASSWORD = "correct horse battery"
 NEW = "a much better battery"
@@ -373,3 +374,20 @@ def test_who_leaves_a_project_is_not_locked_out_by_having_chosen_it(
     people.remove(session, stranger.id, user.id)
     session.commit()
     assert ">acme<" in console.get("/").text
+
+
+def test_under_https_the_chosen_project_is_kept_as_safely_as_the_session(
+    configured: Callable[..., settings.Settings], session: orm.Session, user: models.User, stranger: models.Project
+) -> None:
+    people.add(session, stranger.id, user.login, "", "viewer")
+    link = f"/sign-in/{access.create_sign_in_link(session, user.id)}"
+    session.commit()
+    app = web.create_app(configured(public_url="https://watch.example"))
+    browser = TestClient(app, base_url="https://watch.example", follow_redirects=False)
+    browser.post(link)
+    cookie = browser.post("/project", data={"slug": "stranger"}).headers["set-cookie"]
+    assert cookie.startswith("__Host-cmw-project=stranger;")
+    assert {"HttpOnly", "Secure", "SameSite=lax", "Path=/"} <= set(cookie.split("; "))
+    assert 'value="acme"' in browser.get("/").text
+    browser.post("/sign-out")
+    assert "__Host-cmw-project" not in browser.cookies
