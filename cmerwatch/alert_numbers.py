@@ -173,16 +173,31 @@ _SUMS = (
 )
 
 
+_COUNTED = "n, late_n, flagged, late_flagged, low"
+
+
+def _source(table: str) -> str:
+    """The rollups and what the version in force decided again, which brings its decisions only: their outputs are
+    counted in the rollups already, as `undecided` by this version."""
+    key = f"project_id, bucket, {_KEYS}, checker_id, policy_version"
+    return (
+        f"(SELECT {key}, scored, unscorable, invalid_image, model_error, undecided, {_COUNTED} FROM {table} "
+        f"UNION ALL SELECT {key}, 0, 0, 0, 0, undecided - scored, {_COUNTED} "
+        f"FROM {table.replace('rollups', 'redecided')} WHERE policy_version = :policy) AS both_kinds"
+    )
+
+
 @functools.cache
 def _cells(table: str) -> sa.TextClause:
     return sa.text(
-        f"SELECT {_SUMS} FROM {table} WHERE project_id = :project AND bucket >= :start AND bucket < :end "
+        f"SELECT {_SUMS} FROM {_source(table)} WHERE project_id = :project AND bucket >= :start AND bucket < :end "
         f"AND checker_id = :checker GROUP BY {_KEYS}"
     )
 
 
 _SAME_HOURS = sa.text(
-    f"SELECT day, {_SUMS} FROM generate_series(1, {DAYS_BACK}) AS day JOIN rollups_5m ON project_id = :project "
+    f"SELECT day, {_SUMS} FROM generate_series(1, {DAYS_BACK}) AS day "
+    f"JOIN {_source('rollups_5m')} ON project_id = :project "
     "AND bucket >= CAST(:start AS timestamptz) - day * interval '1 day' "
     "AND bucket < CAST(:end AS timestamptz) - day * interval '1 day' "
     f"AND checker_id = :checker GROUP BY day, {_KEYS}"

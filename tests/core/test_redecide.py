@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import orm
 
-from cmerwatch import cmer_series, db, errors, event_views, models, policies, redecide, rollups
+from cmerwatch import alert_numbers, cmer_series, db, errors, event_views, models, policies, redecide, rollups
 from cmerwatch.cmer import Rate
 from cmerwatch.cmer_series import CmerRow
 from tests import factories
@@ -87,6 +87,25 @@ def test_an_output_is_shown_with_its_newest_decision(session: orm.Session, proje
     decision = event_views.get(session, project.id, event_id).decision
     assert decision is not None
     assert (decision.policy_version, decision.flagged, decision.sim_threshold) == (version, True, 0.2)
+
+
+def test_alert_rules_have_their_windows_and_baselines_back_at_once(
+    session: orm.Session, project: models.Project
+) -> None:
+    lay(session, project.id, 6)
+    version = change(session, project.id, STRICTER)
+    lay(session, project.id, 2)
+    end = cmer_series.floor(dt.datetime.now(dt.UTC), 300) + dt.timedelta(minutes=5)
+    start = end - dt.timedelta(hours=2)
+
+    def total() -> alert_numbers.Counts:
+        return alert_numbers.Numbers(session, project.id).window(start, end).total
+
+    assert (total().rate("cmer"), total().undecided, total().coverage) == ((2, 2), 6, 1.0)
+    redecide.start(session, project.id, version, "user:ada")
+    finish(session)
+    assert (total().rate("cmer"), total().rate("uer"), total().undecided) == ((8, 8), (8, 8), 0)
+    assert (total().scored, total().coverage) == (8, 1.0)
 
 
 def test_until_it_is_finished_nothing_is_read_from_it(session: orm.Session, project: models.Project) -> None:
