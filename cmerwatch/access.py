@@ -24,6 +24,7 @@ from cmerwatch import errors, ids, models, names, settings
 SCOPES = ("ingest", "read", "review", "admin")
 IDLE = dt.timedelta(minutes=30)
 ABSOLUTE = dt.timedelta(hours=12)
+USE_NOTED = dt.timedelta(hours=1)
 MIN_PASSWORD, MAX_PASSWORD = 12, 256
 
 # What a role may do. review: work the queue; lead: see and reassign others' reviews; policies: change thresholds;
@@ -179,7 +180,18 @@ def principal_of_key(session: orm.Session, authorization: str | None) -> Princip
     is_without_person = key.user_id is not None and row.role is None  # who it acts as has left the project
     if key.revoked_at is not None or row.disabled_at is not None or is_over or is_without_person:
         raise errors.Unauthenticated("This API key was revoked or has expired. Ask for a new one.")
+    if key.last_used_at is None or now - key.last_used_at > USE_NOTED:
+        _note_use(session, key.id)
     return Principal(key.project_id, row.slug, f"key:{key.id}", frozenset(key.scopes), key.user_id, row.role)
+
+
+def _note_use(session: orm.Session, key_id: str) -> None:
+    """Where another request is noting it, or holds the row for a change, that is enough: none waits for a key's row."""
+    free = sa.select(models.ApiKey.id).where(models.ApiKey.id == key_id).with_for_update(skip_locked=True)
+    session.execute(
+        sa.update(models.ApiKey).where(models.ApiKey.id.in_(free)).values(last_used_at=sa.func.now()),
+        execution_options={"synchronize_session": False},
+    )
 
 
 def keys(session: orm.Session, project_id: uuid.UUID) -> Sequence[tuple[models.ApiKey, str | None]]:

@@ -83,6 +83,7 @@ class ApiKey(Base):
     created_at: orm.Mapped[CreatedAt]
     expires_at: orm.Mapped[dt.datetime | None]
     revoked_at: orm.Mapped[dt.datetime | None]
+    last_used_at: orm.Mapped[dt.datetime | None]  # to the hour: not a write on every request
 
 
 class AuditEntry(Base):

@@ -49,6 +49,33 @@ def test_a_key_names_its_project_and_scopes(session: orm.Session, project: model
     assert (found.user_id, found.role) == (None, None)
 
 
+def test_a_key_notes_its_use_to_the_hour_and_not_on_every_request(session: orm.Session, key: str) -> None:
+    def used() -> dt.datetime | None:
+        session.expire_all()
+        return session.scalars(sa.select(models.ApiKey.last_used_at)).one()
+
+    assert used() is None
+    access.principal_of_key(session, bearer(key))
+    first = used()
+    assert first is not None
+    recent = first - dt.timedelta(minutes=59)
+    for was, is_noted in ((recent, False), (first - dt.timedelta(minutes=61), True)):
+        session.execute(sa.update(models.ApiKey).values(last_used_at=was))
+        access.principal_of_key(session, bearer(key))
+        assert (used() != was) is is_noted
+
+
+def test_no_request_waits_for_a_keys_row(committed: str) -> None:
+    with db.transaction() as session:
+        key = access.create_key(session, factories.project(session), "app", ["ingest"])
+    with db.SessionLocal() as busy:
+        busy.execute(sa.update(models.ApiKey).values(name="held"))  # and not committed
+        with db.transaction() as session:
+            session.execute(sa.text("SET LOCAL lock_timeout = '2s'"))
+            assert access.principal_of_key(session, bearer(key)).scopes == {"ingest"}
+        busy.rollback()
+
+
 @pytest.mark.parametrize("scheme", ["Bearer ", "bearer ", "  Bearer   "])
 def test_the_scheme_is_read_loosely(session: orm.Session, key: str, scheme: str) -> None:
     assert access.principal_of_key(session, f"{scheme}{key} ").scopes == {"ingest"}

@@ -139,6 +139,7 @@ def test_a_key_is_shown_once_with_what_to_do_with_it_and_works(boss: TestClient,
     listed = boss.get("/settings/keys").text
     assert key not in listed
     assert f"captions {key.split('_')[1]} ingest read itself" in words(listed)
+    assert "s ago never" in words(listed), "used just now, ends never"
 
 
 def test_a_revoked_key_is_refused_and_said_to_be(boss: TestClient, http: TestClient) -> None:
