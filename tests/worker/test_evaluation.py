@@ -151,6 +151,32 @@ def test_a_process_that_is_killed_loses_no_row_it_has_written(drawn: Path, tmp_p
     assert "AUROC" in done.stdout
 
 
+def test_two_runs_never_write_into_one_file(drawn: Path, tmp_path: Path, run: Run) -> None:
+    file, seen = few(tmp_path, drawn / "claimed.jsonl", 10), list[int]()
+    go = looking_at(file, drawn, seen)
+
+    def meddle(done: int, total: int) -> None:
+        if done == 5:
+            with pytest.raises(errors.StartRefused, match="another run is writing"):
+                go()
+
+    assert len(go(meddle)) == 10
+
+
+def test_an_interruption_by_hand_is_told_how_to_go_on(
+    drawn: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(bar: commands.Bar, done: int, total: int) -> None:
+        if done > 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands.Bar, "show", interrupted)
+    status, _, err = run("evaluate", drawn / "claimed.jsonl", "--checker", "demo", "--out", tmp_path)
+    assert status == 130
+    assert "the same command goes on from here" in err
+    assert (tmp_path / "rows.jsonl").read_text().count("\n") == 5
+
+
 @pytest.mark.parametrize("change", ["file", "checker", "images"])
 def test_a_changed_file_checker_or_folder_is_noticed(drawn: Path, tmp_path: Path, run: Run, change: str) -> None:
     file = few(tmp_path, drawn / "claimed.jsonl", 20)

@@ -149,8 +149,12 @@ def evaluate(
     if restart:
         sidecar.unlink(missing_ok=True)
     of = evaluation.origin(loaded, file, kind, images, answers)
-    with offline.Looking(loaded, configured) as looking:
-        scored = evaluation.run(looking, found.rows, sidecar, of, Bar("evaluating").show)
+    try:
+        with offline.Looking(loaded, configured) as looking:
+            scored = evaluation.run(looking, found.rows, sidecar, of, Bar("evaluating").show)
+    except KeyboardInterrupt:
+        say("interrupted; the same command goes on from here")
+        raise typer.Exit(130) from None
     rows = [accuracy.Row(labelled, one) for labelled, one in zip(found.rows, scored, strict=True)]
     report = accuracy_report.Report(file.name, loaded, found, accuracy.measure(rows))
     (folder / "report.json").write_text(accuracy_report.as_json(report))

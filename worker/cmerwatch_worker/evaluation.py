@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -68,13 +68,14 @@ def origin(checker: Checker, path: Path, kind: str, images: Path | None, answers
 def run(looking: Looking, rows: Sequence[Labelled], sidecar: Path, of: Origin, show: Progress) -> list[Scored]:
     """Score what the sidecar does not hold yet, and return all of it in the order of `rows`.
 
-    errors.StartRefused: the sidecar belongs to another checker, input or version.
+    errors.StartRefused: the sidecar belongs to another checker, input or version, or another run writes it now.
     """
-    done = {scored.line: scored for scored in resume(sidecar, of)}
-    left = [row for row in rows if row.line not in done]
-    count = len(rows) - len(left)
-    show(count, len(rows))
     with sidecar.open("a") as file:
+        _claim(file, sidecar)
+        done = {scored.line: scored for scored in resume(sidecar, of)}
+        left = [row for row in rows if row.line not in done]
+        count = len(rows) - len(left)
+        show(count, len(rows))
         samples = [Sample(row.images, row.output, row.prompt, row.prompt_type) for row in left]
         for row, looked in zip(left, looking.look(samples), strict=True):
             done[row.line] = scored = _scored(row, looked)
@@ -82,6 +83,14 @@ def run(looking: Looking, rows: Sequence[Labelled], sidecar: Path, of: Origin, s
             count += 1
             show(count, len(rows))
     return [done[row.line] for row in rows]
+
+
+def _claim(file: TextIO, sidecar: Path) -> None:
+    """Two runs would write their lines into each other's. Released when the file is closed, however that comes."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise errors.StartRefused(f"another run is writing {sidecar}; wait for it, or name another --out") from None
 
 
 def _scored(row: Labelled, looked: Looked) -> Scored:
@@ -108,18 +117,15 @@ def _low_if_suspicious(claim: ClaimScore) -> float:
 
 
 def resume(sidecar: Path, of: Origin) -> list[Scored]:
-    """The rows of an earlier run of the same origin; begins the file where there is none.
+    """The rows of an earlier run of the same origin; an empty file is begun.
 
     A last line that was cut short by the interruption is dropped.
     """
-    if not sidecar.exists():
-        with sidecar.open("x") as file:
-            _write(file, asdict(of))
-        return []
     lines = list(_whole_lines(sidecar))
     if not lines:
-        sidecar.unlink()
-        return resume(sidecar, of)
+        with sidecar.open("a") as file:
+            _write(file, asdict(of))
+        return []
     _hold_to(of, lines[0], sidecar)
     return [_read(line) for line in lines[1:]]
 
@@ -137,8 +143,7 @@ def _whole_lines(sidecar: Path) -> Iterator[dict[str, Any]]:
                 break
             end += len(raw)
             yield line
-    with contextlib.suppress(FileNotFoundError):
-        os.truncate(sidecar, end)
+    os.truncate(sidecar, end)
 
 
 _NAMES = {
