@@ -18,7 +18,7 @@ from sqlalchemy import orm
 
 from cmerwatch import alert_judging, alert_rules, cmer_series, models
 from cmerwatch.alert_judging import Judgement
-from cmerwatch.alert_numbers import DAYS_BACK, WEEK, Counts
+from cmerwatch.alert_numbers import DAYS_BACK, WEEK, Counts, counted
 from cmerwatch.alert_rules import RuleFields
 from cmerwatch.alert_states import Standing, next_state
 from cmerwatch.shapes import BUCKET_SECONDS, DIMENSIONS
@@ -84,8 +84,8 @@ class _Line:
         accepted, looked_at, of, hits = (self.sums[name][j] - self.sums[name][i] for name in _COLUMNS)
         busy = bisect.bisect_left(self.busy, i)
         first = self.first + self.busy[busy] * BUCKET if busy < len(self.busy) and self.busy[busy] < j else None
-        counted = {"n": of, "flagged": hits} if self.metric == "cmer" else {"low": hits}
-        return Counts(scored=of, unscorable=looked_at - of, model_error=accepted - looked_at, first=first, **counted)
+        told = {"n": of, "flagged": hits} if self.metric == "cmer" else {"low": hits}
+        return Counts(scored=of, unscorable=looked_at - of, model_error=accepted - looked_at, first=first, **told)
 
     def _index(self, at: dt.datetime) -> int:
         return min(max(0, int((at - self.first) / BUCKET)), len(self.sums["accepted"]) - 1)
@@ -187,7 +187,7 @@ def _where(match: tuple[str, ...]) -> str:
 def _over_time(match: tuple[str, ...], metric: str) -> sa.TextClause:
     return sa.text(
         f"SELECT bucket, {_LOOKED_AT}::int AS looked_at, ({_LOOKED_AT} + sum(model_error))::int AS accepted, "
-        f"{_RATES[metric]} AS hits FROM rollups_5m WHERE {_where(match)} GROUP BY bucket"
+        f"{_RATES[metric]} AS hits FROM {counted('rollups_5m')} WHERE {_where(match)} GROUP BY bucket"
     )
 
 

@@ -176,7 +176,7 @@ _SUMS = (
 _COUNTED = "n, late_n, flagged, late_flagged, low"
 
 
-def _source(table: str) -> str:
+def counted(table: str) -> str:
     """The rollups and what the version in force decided again, which brings its decisions only: their outputs are
     counted in the rollups already, as `undecided` by this version."""
     key = f"project_id, bucket, {_KEYS}, checker_id, policy_version"
@@ -190,14 +190,14 @@ def _source(table: str) -> str:
 @functools.cache
 def _cells(table: str) -> sa.TextClause:
     return sa.text(
-        f"SELECT {_SUMS} FROM {_source(table)} WHERE project_id = :project AND bucket >= :start AND bucket < :end "
+        f"SELECT {_SUMS} FROM {counted(table)} WHERE project_id = :project AND bucket >= :start AND bucket < :end "
         f"AND checker_id = :checker GROUP BY {_KEYS}"
     )
 
 
 _SAME_HOURS = sa.text(
     f"SELECT day, {_SUMS} FROM generate_series(1, {DAYS_BACK}) AS day "
-    f"JOIN {_source('rollups_5m')} ON project_id = :project "
+    f"JOIN {counted('rollups_5m')} ON project_id = :project "
     "AND bucket >= CAST(:start AS timestamptz) - day * interval '1 day' "
     "AND bucket < CAST(:end AS timestamptz) - day * interval '1 day' "
     f"AND checker_id = :checker GROUP BY day, {_KEYS}"

@@ -65,7 +65,6 @@ ROUTES: dict[str, tuple[str, dict[str, Any]]] = {
     "GET /v1/alert-rules": ("read|alerts", {}),
     "POST /v1/alert-rules": ("alerts", {}),
     "POST /v1/alert-rules/backtest": ("read|alerts", {}),
-    "POST /v1/alert-rules/backtest": ("read|alerts", {}),
     "GET /v1/alert-rules/{rule}": ("read|alerts", {}),
     "PATCH /v1/alert-rules/{rule}": ("alerts", {"name": "x"}),
     "DELETE /v1/alert-rules/{rule}": ("alerts", {}),
