@@ -44,11 +44,14 @@ class Evaluated:
 
 
 def projects_to_evaluate(session: orm.Session) -> list[uuid.UUID]:
-    """Those with rules, or with an episode still open."""
+    """Those with a rule that is on, or with an end still to be told when a silence is over."""
     live = sa.select(models.AlertRule.project_id).where(
         models.AlertRule.deleted_at.is_(None), models.AlertRule.is_enabled
     )
-    return sorted(set(session.scalars(live.distinct())))
+    owing = sa.select(models.Alert.project_id).where(
+        models.Alert.resolved_at.is_not(None), models.Alert.evidence.has_key(alert_episodes.OWED)
+    )
+    return sorted(set(session.scalars(live.union(owing))))
 
 
 def evaluate(session: orm.Session, project_id: uuid.UUID, now: dt.datetime | None = None) -> Evaluated:

@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import orm
 
-from cmerwatch import alert_edits, alert_rules, alert_views, errors, models, silences
+from cmerwatch import alert_edits, alert_rules, alert_views, alerts, errors, models, silences
 from tests.core import watched
 from tests.core.watched import END, HOUR, MINUTES_5, NOW
 
@@ -84,6 +84,23 @@ def test_an_end_that_a_silence_covers_is_told_when_the_silence_is_over(
     resolved = watched.messages(session, project.id)[1]
     assert resolved.notice["resolved_at"] == "2026-03-18T12:05:00Z"
     assert resolved.notice["n"] == 60
+
+
+def test_the_last_rule_deleted_under_a_silence_still_tells_its_end(
+    session: orm.Session, project: models.Project, hook: models.Channel
+) -> None:
+    rule = fire(session, project)
+    now = dt.datetime.now(dt.UTC)
+    silence = silences.create(
+        session, project.id, created_by="user:ada", reason="x", starts_at=now - HOUR, ends_at=now + HOUR
+    )
+    alert_edits.delete(session, project.id, rule.id)
+    assert watched.kinds(session, project.id) == ["firing"]
+    assert alerts.projects_to_evaluate(session) == [project.id]
+    silences.end(session, project.id, silence.id)
+    alerts.evaluate(session, project.id)
+    assert watched.kinds(session, project.id) == ["firing", "resolved"]
+    assert alerts.projects_to_evaluate(session) == []
 
 
 def test_what_fired_and_ended_under_a_silence_is_told_to_nobody(
