@@ -130,7 +130,8 @@ def test_an_event_shows_its_check_and_decision(http: TestClient, read: Headers, 
     assert bad["state"] == "checked"
     assert (bad["check"]["outcome"], bad["check"]["checker"]) == ("scored", CHECKER)
     assert (bad["check"]["similarity"], bad["check"]["score"]) == (0.3, 0.001)
-    assert bad["check"]["claims"] == [{"start": 0, "end": 3, "text": "bad", "similarity": 0.3, "percentile": 0.001}]
+    whole = {"start": 0, "end": 3, "text": "bad", "similarity": 0.3, "percentile": 0.001}
+    assert bad["check"]["claims"] == [whole | {"statement": None, "negated": False}]
     assert (bad["decision"]["flagged"], bad["decision"]["policy_version"]) == (True, 1)
     unscorable = http.get(f"/v1/events/{checked['no']}", headers=read).json()
     assert (unscorable["check"]["outcome"], unscorable["check"]["reasons"]) == ("unscorable", ["nothing_visual"])
