@@ -452,3 +452,11 @@ def test_the_roles_are_those_of_the_one_authorize() -> None:
     assert "alerts" not in access.ROLE_ACTIONS["lead"]
     assert "silence" in access.ROLE_ACTIONS["lead"]
     assert {"alerts", "silence"} <= access.ROLE_ACTIONS["engineer"]
+
+
+def test_metrics_say_how_long_ago_rules_were_evaluated(http: TestClient, session: orm.Session) -> None:
+    assert "cmerwatch_alert_rules_age_seconds NaN" in http.get("/metrics").text
+    session.add(models.Heartbeat(name="alerts", at=sa.func.clock_timestamp() - dt.timedelta(seconds=90)))
+    session.commit()
+    [age] = re.findall(r"^cmerwatch_alert_rules_age_seconds (\S+)$", http.get("/metrics").text, re.MULTILINE)
+    assert 89 < float(age) < 150

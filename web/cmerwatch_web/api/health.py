@@ -38,7 +38,7 @@ def get_readyz(session: deps.Session) -> JSONResponse:
         "partitions": "ready" if days else "missing",
         "partition_days_ahead": days,
         # Told, not required: without a worker events wait, but they are taken.
-        "worker_clock_seconds_ago": _worker_clock_seconds_ago(session),
+        "worker_clock_seconds_ago": _beat_seconds_ago(session, "clock"),
     }
     if "skewed" in state.values() or "missing" in state.values():
         message = "Not ready: the clock is off, or today has no partition (`cmerwatch worker` makes them)."
@@ -46,10 +46,10 @@ def get_readyz(session: deps.Session) -> JSONResponse:
     return JSONResponse({"status": "ready", **state})
 
 
-def _worker_clock_seconds_ago(session: orm.Session) -> float | None:
-    """How long ago a worker's clock last finished a round (it does every 15 s); None before the first."""
+def _beat_seconds_ago(session: orm.Session, name: str) -> float | None:
+    """How long ago a worker's clock, or its alert rules, last finished a round (every 15 s); None before the first."""
     age = sa.extract("epoch", sa.func.clock_timestamp() - models.Heartbeat.at)
-    seconds = session.scalar(sa.select(age).where(models.Heartbeat.name == "clock"))
+    seconds = session.scalar(sa.select(age).where(models.Heartbeat.name == name))
     return None if seconds is None else round(float(seconds), 1)
 
 
@@ -60,12 +60,17 @@ def get_metrics(session: deps.Session) -> Response:
 
 def _gauges(session: orm.Session) -> dict[str, tuple[str, float]]:
     quarantined = sa.select(sa.func.count()).select_from(models.Work).where(models.Work.state == models.QUARANTINED)
-    clock = _worker_clock_seconds_ago(session)
+    clock = _beat_seconds_ago(session, "clock")
+    rules = _beat_seconds_ago(session, "alerts")
     messages = deliveries.counts(session)
     return {
         "cmerwatch_worker_clock_age_seconds": (
             "Seconds since a worker's clock last finished a round; NaN before the first.",
             float("nan") if clock is None else clock,
+        ),
+        "cmerwatch_alert_rules_age_seconds": (
+            "Seconds since a worker last evaluated everybody's alert rules; NaN before the first.",
+            float("nan") if rules is None else rules,
         ),
         "cmerwatch_waiting": ("Events accepted and not yet checked.", checks.waiting(session)),
         "cmerwatch_quarantined": ("Events no worker survived.", session.execute(quarantined).scalar_one()),
