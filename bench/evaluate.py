@@ -22,6 +22,7 @@ SETS = {
     "claimed.jsonl": "claimed set",
     "foreign.jsonl": "wrong image",
     "recorded.jsonl": "what the recorded VLM said",
+    "pope.json": "yes and no to POPE's kind of question",
     "unclaimed.jsonl": "not claimed",
 }
 
@@ -45,6 +46,8 @@ def main() -> int:
 def _evaluate(file: Path) -> dict[str, Any]:
     """The report of the real command, in a process of its own."""
     command = [sys.executable, "-m", "cmerwatch.cli", "checker", "evaluate", str(file), "--checker", "demo"]
+    if file.name == "pope.json":
+        command += ["--format", "pope", "--answers", str(file.with_name("answers.jsonl"))]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     report: dict[str, Any] = json.loads((file.parent / f"{file.name}.evaluation" / "report.json").read_text())
     return report

@@ -7,6 +7,8 @@ claimed.jsonl    true sentences and single edits of the kinds the demo checker i
 unclaimed.jsonl  the kinds it is not claimed to see, its blind spots among them
 foreign.jsonl    right answers, and the same answers with another scene's picture: the wrong image
 recorded.jsonl   what the recorded VLM really said, with the truth
+pope.json        questions in POPE's shape, "Is there a red circle in the image?", and in answers.jsonl answers that are
+                 right half of the time: evaluate with --format pope, with and without --answers
 """
 
 import argparse
@@ -47,7 +49,10 @@ def write(folder: Path, count: int, seed: int = 7) -> dict[str, int]:
         "unclaimed.jsonl": [row for row in edits if row["error_type"] in captions.UNCLAIMED_EDITS],
         "foreign.jsonl": list(_foreign(drawn)),
         "recorded.jsonl": list(_recorded(folder)),
+        "pope.json": [question for i, scene in enumerate(drawn) for question in _questions(i, scene, rng)],
     }
+    answers = [{"question_id": q["question_id"], "answer": rng.choice(("Yes", "No"))} for q in sets["pope.json"]]
+    _save(folder / "answers.jsonl", answers)
     return {name: _save(folder / name, rows) for name, rows in sets.items()}
 
 
@@ -72,6 +77,16 @@ def _foreign(drawn: list[scenes.Scene]) -> Iterator[Row]:
             yield {**row, "image": _picture(i), "label": "correct"}
             if not captions.is_true(drawn[other], text):
                 yield {**row, "image": _picture(other), "label": "hallucinated", "error_type": "wrong image"}
+
+
+def _questions(i: int, scene: scenes.Scene, rng: random.Random) -> Iterator[Row]:
+    """One question about a thing that is there and one about a thing that is not, for scenes of things."""
+    here = sorted({(thing.colour, thing.shape) for thing in scene.things})
+    absent = sorted({(colour, shape) for colour in scenes.COLOURS for shape in scenes.SHAPES} - set(here))
+    for truth, choices in (("yes", here), ("no", absent)) if here else ():
+        colour, shape = rng.choice(choices)
+        text = f"Is there {'an' if colour == 'orange' else 'a'} {colour} {shape} in the image?"
+        yield {"question_id": f"{i}-{truth}", "image": _picture(i), "text": text, "label": truth}
 
 
 def _recorded(folder: Path) -> Iterator[Row]:

@@ -191,6 +191,12 @@ def test_an_interval_is_never_rounded_towards_certainty() -> None:
     assert "1.000 [0.999, 1.000]" in shown
 
 
+def test_a_precision_lies_in_its_own_interval() -> None:
+    """5 % of 310 outputs are 15.5, all of them hallucinated."""
+    shown = accuracy_report.as_text(report(scored([0.9] * 150, [0.1] * 160)))
+    assert "5% of outputs: precision 100.0% [80.6%, 100.0%]" in shown
+
+
 def test_bad_lines_are_named_and_counted_in_every_report() -> None:
     shown = report(scored([0.9], [0.1]), [Bad(3, "is not JSON"), Bad(9, "there is no image file x.png")])
     for made in (accuracy_report.as_text(shown), accuracy_report.as_html(shown)):

@@ -236,6 +236,19 @@ def test_outputs_of_one_kind_alone_have_no_auroc_and_say_so(drawn: Path, tmp_pat
     assert "not measured: it needs correct and hallucinated outputs" in out
 
 
+def test_yes_and_no_are_judged_as_the_statements_they_make(drawn: Path, tmp_path: Path, run: Run) -> None:
+    arguments = ("--format", "pope", "--checker", "demo")
+    run("evaluate", drawn / "pope.json", *arguments, "--out", tmp_path / "assumed")
+    assumed = json.loads((tmp_path / "assumed" / "report.json").read_text())
+    assert assumed["overall"]["value"] > 0.95
+    assert assumed["denials"] == 0
+    answers = drawn / "answers.jsonl"
+    run("evaluate", drawn / "pope.json", *arguments, "--answers", answers, "--out", tmp_path / "answered")
+    answered = json.loads((tmp_path / "answered" / "report.json").read_text())
+    assert answered["overall"]["value"] > 0.85
+    assert answered["denials"] == answers.read_text().count('"No"')
+
+
 def test_public_formats_are_evaluated_by_the_same_command(drawn: Path, tmp_path: Path, run: Run) -> None:
     rows = [json.loads(line) for line in (drawn / "claimed.jsonl").read_text().splitlines()[:40]]
     names = sorted({row["image"] for row in rows})

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cmerwatch.intervals import Auroc
+from cmerwatch.intervals import Auroc, Budget
 from cmerwatch_worker.accuracy import BUDGETS, POLICY, Accuracy, Reliability, Share, share
 from cmerwatch_worker.checkers.base import Checker
 from cmerwatch_worker.datasets import Dataset
@@ -149,7 +149,7 @@ def _text_decisions(found: Accuracy) -> Iterator[str]:
     if found.budgets:
         yield f"\nflagging the lowest, at {_prevalence(found):.1%} hallucinated in this file"
     for budget in found.budgets:
-        low, high = _precision(budget.caught, budget.flagged)
+        low, high = _precision(budget)
         yield (
             f"  {budget.share:4.0%} of outputs: precision {budget.precision:6.1%} [{low:.1%}, {high:.1%}], "
             f"recall {budget.recall:6.1%}"
@@ -170,8 +170,9 @@ def _prevalence(found: Accuracy) -> float:
     return overall.hallucinated / (overall.correct + overall.hallucinated) if overall else 0.0
 
 
-def _precision(caught: float, flagged: float) -> tuple[float, float]:
-    whole = share(caught, max(1, round(flagged)))
+def _precision(budget: Budget) -> tuple[float, float]:
+    n = max(1, round(budget.flagged))
+    whole = share(budget.precision * n, n)
     return whole.low, whole.high
 
 
@@ -257,7 +258,7 @@ def _html_budgets(found: Accuracy) -> str:
         return f"<p>Not measured at {', '.join(f'{b:.0%}' for b in BUDGETS)}: it needs outputs of both kinds.</p>"
     rows = ""
     for budget in found.budgets:
-        low, high = _precision(budget.caught, budget.flagged)
+        low, high = _precision(budget)
         cells = (f"{budget.share:.0%}", f"{budget.precision:.1%}", f"{low:.1%} to {high:.1%}", f"{budget.recall:.1%}")
         rows += "<tr>" + "".join(f'<td class="n">{cell}</td>' for cell in cells) + "</tr>"
     policy = ""

@@ -88,6 +88,7 @@ def export(
     _warn_of_licence(name, licence)
     bundle.refuse_occupied(out)
     pairs = _pairs(calibration, images) if calibration else None
+    say("exporting both towers; this takes a minute or two")
     full = checkers.load(name if name.startswith(LOCAL) else f"openclip:{name}")
     assert isinstance(full, openclip.OpenClip), "no other runtime answers these specs"
     limit = parity.LIMITS[precision] if max_difference is None else max_difference
