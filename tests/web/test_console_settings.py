@@ -392,3 +392,36 @@ def test_under_https_the_chosen_project_is_kept_as_safely_as_the_session(
     assert 'value="acme"' in browser.get("/").text
     browser.post("/sign-out")
     assert "__Host-cmw-project" not in browser.cookies
+
+
+def test_a_link_into_another_of_ones_projects_switches_there_and_keeps_the_rest(
+    console: TestClient, session: orm.Session, user: models.User, stranger: models.Project
+) -> None:
+    link = "/events?from=2026-11-20T00%3A00%3A00Z&project=stranger&endpoint=%2Fa%26b"
+    answer = console.get(link)
+    assert (answer.status_code, "not among yours" in answer.text) == (404, True)
+    people.add(session, stranger.id, user.login, "", "viewer")
+    session.commit()
+    answer = console.get(link)
+    assert (answer.status_code, answer.headers["location"]) == (
+        303,
+        "/events?from=2026-11-20T00%3A00%3A00Z&endpoint=%2Fa%26b",
+    )
+    assert 'value="acme"' in console.get("/").text, "now in the other one"
+    assert console.get("/?project=stranger").status_code == 200
+    console.cookies.clear()
+    assert console.get(link).headers["location"].startswith("/sign-in?next=%2Fevents%3F")
+
+
+def test_who_belongs_to_no_project_is_told_so_and_keeps_their_link(
+    app: fastapi.FastAPI, session: orm.Session, project: models.Project, user: models.User
+) -> None:
+    link = f"/sign-in/{access.create_sign_in_link(session, user.id)}"
+    people.remove(session, project.id, user.id)
+    session.commit()
+    anyone = TestClient(app, follow_redirects=False)
+    answer = anyone.post(link)
+    assert (answer.status_code, "belongs to no project any more" in answer.text) == (403, True)
+    people.add(session, project.id, user.login, "", "viewer")
+    session.commit()
+    assert anyone.post(link).status_code == 303

@@ -51,5 +51,6 @@ for part in (
 def install(app: fastapi.FastAPI) -> None:
     """Add the pages and how their refusals are answered."""
     pages.install(app)
+    auth.install(app)
     app.state.tries = throttle.Throttle()
     app.include_router(router)

@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Callable
 from typing import Annotated
+from urllib.parse import urlencode
 
 import fastapi
 from fastapi import Depends, Form
@@ -51,7 +52,38 @@ def signed_in(request: Request, session: Session) -> access.Principal:
     access.authorize(principal, "read")
     request.state.session = session  # for what every page shows beside its own, such as the number waiting for review
     request.state.projects = people.projects_of(session, principal.user_id)  # for the switcher of every page
+    _follow_link(request, principal)
     return principal
+
+
+class OtherProject(Exception):
+    """A link leads to another of one's projects: there first, and then to what it names."""
+
+    def __init__(self, slug: str, path: str) -> None:
+        super().__init__(slug)
+        self.slug, self.path = slug, path
+
+
+def install(app: fastapi.FastAPI) -> None:
+    app.add_exception_handler(OtherProject, _to_other_project)
+
+
+def _follow_link(request: Request, principal: access.Principal) -> None:
+    """A message's link names its project: the same slice of another one would be a wrong answer, not an error."""
+    wanted = request.query_params.get("project")
+    if wanted is None or wanted == principal.project_slug or request.method != "GET":
+        return
+    if wanted not in {project.slug for project in request.state.projects}:
+        raise errors.NotFound("This link leads to a project that is not among yours.")
+    rest = [(name, value) for name, value in request.query_params.multi_items() if name != "project"]
+    raise OtherProject(wanted, request.url.path + (f"?{urlencode(rest)}" if rest else ""))
+
+
+async def _to_other_project(request: Request, error: Exception) -> Response:
+    assert isinstance(error, OtherProject)
+    response = RedirectResponse(pages.local_path(error.path), 303)
+    _set(request, response, project_cookie_name(request), error.slug)
+    return response
 
 
 def _principal(request: Request, session: orm.Session) -> access.Principal:
@@ -175,6 +207,8 @@ def _let_in(
     request: Request, session: orm.Session, user: models.User, method: str, next: str, kept: str = ""
 ) -> Response:
     """A new session each time, and the browser's old one ends: a cookie from before the sign-in is worth nothing."""
+    if not people.projects_of(session, user.id):
+        raise errors.Forbidden("Your account belongs to no project any more. Ask an admin of the one you need.")
     old = request.cookies.get(cookie_name(request))
     if old:
         access.close_console_session(session, old)
