@@ -436,6 +436,29 @@ def test_the_page_notices_a_lost_lease_by_its_heartbeat(site: Site, at_work: Rev
     complaints.clear()  # of the 409
 
 
+def test_the_lease_is_renewed_while_somebody_is_there_and_not_for_an_empty_chair(
+    site: Site, reviewer: Reviewer
+) -> None:
+    flag(site)
+    page = reviewer()
+    page.clock.install()
+    page.goto(f"{site.url}/review")
+    page.get_by_role("button", name="Start reviewing").click()
+    expect(page.locator("[data-lease]")).to_have_text("yours for 5 min")
+    page.clock.fast_forward("00:40")
+    with page.expect_response("**/heartbeat") as renewed:
+        page.clock.fast_forward("00:25")
+    assert renewed.value.status == 200
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.clock.fast_forward("12:00")
+    expect(page.locator("[data-lease]")).to_have_text("your time is over")
+    assert asked == []
+    page.mouse.move(300, 300)
+    with page.expect_response("**/heartbeat"):
+        page.clock.run_for("01:01")
+
+
 def test_the_page_says_so_when_the_session_has_ended(site: Site, at_work: Reviewer) -> None:
     flag(site)
     page = at_work()
@@ -459,12 +482,15 @@ def test_the_next_picture_is_there_before_its_item(site: Site, at_work: Reviewer
 
 
 def test_a_double_press_is_one_verdict(site: Site, at_work: Reviewer) -> None:
-    flag(site, 3)
+    flag(site)
     page = at_work()
-    with page.expect_navigation():
-        page.evaluate("for (let i = 0; i < 2; i++) document.querySelector('[value=hallucinated]').click()")
-    expect(told(page)).to_contain_text("Marked hallucinated.")
-    assert verdicts(site) == ["hallucinated"]
+    leaving = """() => {
+      let count = 0;
+      addEventListener("submit", (event) => { count += !event.defaultPrevented; event.preventDefault(); });
+      for (let i = 0; i < 2; i++) document.querySelector("[value=hallucinated]").click();
+      return count;
+    }"""
+    assert page.evaluate(leaving) == 1
 
 
 def test_hostile_text_in_output_prompt_and_note_breaks_no_rule_and_runs_nothing(

@@ -285,6 +285,15 @@ def test_a_skip_takes_its_reason_from_the_list_and_the_words_beside_it(
     assert rita.get("/review/state").json() == {"state": "empty"}
 
 
+def test_a_skip_taken_back_waits_again(rita: Browser, flagged: Sender) -> None:
+    flagged()
+    address, token = start(rita)
+    rita.post(f"{address}/skip", data={"lease_token": token, "reason": "by mistake"})
+    rita.post(f"{address}/undo")
+    rita.post(f"{address}/give-back", data={"lease_token": lease(rita.get(address).text)})
+    assert "1 item waits for a verdict" in words(rita.get("/review").text)
+
+
 def test_another_reason_has_to_be_named(rita: Browser, flagged: Sender, session: orm.Session) -> None:
     flagged()
     address, token = start(rita)

@@ -6,7 +6,6 @@ import uuid
 from collections.abc import Callable
 
 import fastapi
-import sqlalchemy as sa
 from fastapi.responses import RedirectResponse
 from sqlalchemy import orm
 from starlette.requests import Request
@@ -14,7 +13,6 @@ from starlette.responses import JSONResponse, Response
 
 from cmerwatch import access, errors, reviews
 from cmerwatch_web import deps
-from cmerwatch_web import errors as web_errors
 from cmerwatch_web.console import auth, pages, review_form, review_lists, review_page
 
 router = fastapi.APIRouter(route_class=pages.Page)
@@ -47,7 +45,7 @@ def show_item(
 def take(
     request: Request, session: auth.Session, viewer: review_lists.Reviewer, store: deps.Blobs, item_id: uuid.UUID
 ) -> Response:
-    refused = _attempt(session, lambda: reviews.hold(session, viewer, item_id))
+    refused = _attempt(lambda: reviews.hold(session, viewer, item_id))
     if refused is not None:
         return review_page.show(request, session, viewer, store, item_id, refused=refused)
     return _to(item_id)
@@ -63,7 +61,7 @@ def take_again(
     form: review_form.Posted,
 ) -> Response:
     """Take the item and go on with what was typed; answered by the page itself, because nothing stores a draft."""
-    refused = _attempt(session, lambda: reviews.hold(session, viewer, item_id))
+    refused = _attempt(lambda: reviews.hold(session, viewer, item_id))
     return review_page.show(request, session, viewer, store, item_id, review_form.read(form), refused)
 
 
@@ -78,7 +76,7 @@ def give_verdict(
 ) -> Response:
     draft = review_form.read(form).beside(review_page.output(session, viewer, item_id))
     token = review_form.token(form)
-    refused = _attempt(session, lambda: reviews.submit(session, viewer, item_id, token, draft.answer()))
+    refused = _attempt(lambda: reviews.submit(session, viewer, item_id, token, draft.answer()))
     if refused is not None:
         return review_page.show(request, session, viewer, store, item_id, draft, refused)
     return _next(session, viewer)
@@ -94,7 +92,7 @@ def skip(
     form: review_form.Posted,
 ) -> Response:
     draft, token = review_form.read(form), review_form.token(form)
-    refused = _attempt(session, lambda: reviews.skip(session, viewer, item_id, token, draft.skip_reason))
+    refused = _attempt(lambda: reviews.skip(session, viewer, item_id, token, draft.skip_reason))
     if refused is not None:
         return review_page.show(request, session, viewer, store, item_id, draft, refused)
     return _next(session, viewer)
@@ -110,7 +108,7 @@ def escalate(
     form: review_form.Posted,
 ) -> Response:
     draft, token = review_form.read(form), review_form.token(form)
-    refused = _attempt(session, lambda: reviews.escalate(session, viewer, item_id, token, draft.reason))
+    refused = _attempt(lambda: reviews.escalate(session, viewer, item_id, token, draft.reason))
     if refused is not None:
         return review_page.show(request, session, viewer, store, item_id, draft, refused)
     return _next(session, viewer)
@@ -127,7 +125,7 @@ def give_back(
     session: auth.Session, viewer: review_lists.Reviewer, item_id: uuid.UUID, form: review_form.Posted
 ) -> Response:
     """Leave: whoever gave the item back does not want the next one now. That the lease is over already is as well."""
-    _attempt(session, lambda: reviews.give_back(session, viewer, item_id, review_form.token(form)))
+    _attempt(lambda: reviews.give_back(session, viewer, item_id, review_form.token(form)))
     return RedirectResponse("/review", 303)
 
 
@@ -145,17 +143,15 @@ def renew(
     return JSONResponse({"seconds": review_page.seconds_left(session, lease)})
 
 
-def _attempt(session: orm.Session, act: Callable[[], object]) -> errors.CmerwatchError | None:
-    """The refusal of an act, taken back alone: the page that says so still has to read from this transaction.
+def _attempt(act: Callable[[], object]) -> errors.CmerwatchError | None:
+    """The refusal of an act, for the page to show beside what was typed. Acts refuse before they change anything.
 
-    Not of a database that cannot serve now: then no page can be made, and the whole request is refused.
+    Raises what no page of the item can be made for: it is not this project's, or the database is away.
     """
     try:
-        with session.begin_nested():
-            act()
-    except (errors.CmerwatchError, sa.exc.DataError) as error:
-        refused = web_errors.translated(error)
-        if refused is None or isinstance(refused, errors.NotFound | errors.Unavailable):
-            raise
-        return refused
+        act()
+    except (errors.NotFound, errors.Unavailable):
+        raise
+    except errors.CmerwatchError as error:
+        return error
     return None
