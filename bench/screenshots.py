@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from pathlib import Path
 
 from playwright.sync_api import Browser, Page, sync_playwright
@@ -27,7 +28,7 @@ def main() -> None:
             ready = json.loads(demo.stdout.readline() if demo.stdout else "")
             with sync_playwright() as playwright:
                 browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-                photograph(browser, ready["url"], ready["sign_in_url"])
+                photograph(browser, ready["url"], ready["sign_in_url"], worst_alert(ready))
                 browser.close()
         finally:
             demo.send_signal(signal.SIGTERM)
@@ -40,7 +41,18 @@ def start_demo(folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen([*command, "--data-dir", str(folder)], stdout=subprocess.PIPE, text=True)
 
 
-def photograph(browser: Browser, url: str, link: str) -> None:
+def worst_alert(ready: dict[str, str]) -> str:
+    """The id of the critical alert about the regressed version."""
+    request = urllib.request.Request(
+        ready["url"] + "/v1/alerts", headers={"Authorization": f"Bearer {ready['api_key']}"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        rows = json.load(answer)["rows"]
+    found = [row["id"] for row in rows if row["severity"] == "critical" and "model_version" in row["slice"]]
+    return str(found[0])
+
+
+def photograph(browser: Browser, url: str, link: str, alert: str) -> None:
     state = sign_in(browser, url, link)
     for scheme, name in (("light", "overview"), ("dark", "overview-dark")):
         page = open_page(browser, state, scheme, WIDE)
@@ -51,6 +63,11 @@ def photograph(browser: Browser, url: str, link: str) -> None:
     save(page, "events", whole=False)
     page.locator(".event-row .line a").first.click()
     save(page, "event")
+    page.goto(f"{url}/review")
+    page.get_by_role("button", name="Start reviewing").click()
+    save(page, "review")
+    page.goto(f"{url}/alerts/{alert}")
+    save(page, "alert")
     page = open_page(browser, state, "dark", PHONE)
     page.goto(f"{url}/?window=24h")
     save(page, "overview-phone", whole=False)
