@@ -113,6 +113,8 @@ def test_a_message_says_all_that_the_contract_names(session: orm.Session, projec
     assert notice.changes[0].startswith("Model version “v2” is new: 50%")
     assert "endpoint=%2Fdescribe" in notice.link
     assert "show=flagged" in notice.events_link
+    for link in (notice.link, notice.events_link):
+        assert f"project={notice.project}" in link, "who works in several projects must land in this one"
     assert (notice.fired_at, notice.resolved_at) == ("2026-03-18T12:00:00Z", None)
 
 
