@@ -5,6 +5,7 @@ python bench/evaluate.py [--scenes 3000]
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -72,7 +73,8 @@ def _line(name: str, found: dict[str, Any] | None) -> None:
         print(f"  {name:26s} not measured")
         return
     n = f"n {found['correct']} + {found['hallucinated']}"
-    print(f"  {name:26s} {found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]  {n}  {found['remark']}")
+    low, high = math.floor(found["low"] * 1000) / 1000, math.ceil(found["high"] * 1000) / 1000  # outward
+    print(f"  {name:26s} {found['value']:.3f} [{low:.3f}, {high:.3f}]  {n}  {found['remark']}".rstrip())
 
 
 if __name__ == "__main__":
