@@ -144,6 +144,8 @@ def evaluate(
     if not found.rows:
         _complain_of_nothing(file, found)
     loaded = checkers.load(checker or configured.checker)
+    if configured.contrast:
+        say("CMERWATCH_CONTRAST is on; this measures the checker without contrast sets")
     folder = out or file.with_name(f"{file.name}.evaluation")
     folder.mkdir(parents=True, exist_ok=True)
     sidecar = folder / evaluation.SIDECAR
