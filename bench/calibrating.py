@@ -3,7 +3,7 @@
     python bench/calibrating.py
 
 A Postgres and a worker of its own. Prints when the reference froze and what it holds, how soon everything that waited
-was decided, and what is flagged of each model version; ends with 1 unless each event is decided once and counted exactly.
+was decided, and what is flagged of each model version. Ends with 1 unless each event is decided once and counted right.
 """
 
 from __future__ import annotations
