@@ -6,7 +6,7 @@ import dataclasses
 import datetime as dt
 import json
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -71,6 +71,28 @@ def tell(
     if told:
         alert.last_told_at = now
     return told
+
+
+def tell_newcomers(
+    session: orm.Session,
+    alert: models.Alert,
+    rule: models.AlertRule,
+    evidence: Callable[[], dict[str, Any]],
+    quiet: Sequence[models.Silence],
+) -> int:
+    """`firing` to the rule's channels that were never written to about it, such as one made since; returns how many.
+
+    Without this a new channel would hear at once of a warning that the others were spared, and of the critical alert
+    only at its next repetition. One whose message died is no newcomer: it was tried.
+    """
+    if silences.covering(quiet, alert.rule_id, alert.slice) is not None:
+        return 0
+    statement = sa.select(models.Delivery.channel_id).where(models.Delivery.alert_id == alert.id)
+    addressed = set(session.scalars(statement)) | _channels_told_worse(session, alert)
+    found = [channel for channel in channels(session, rule) if channel.id not in addressed]
+    for channel in found:
+        _write(session, alert, rule, channel.id, "firing", evidence(), None)
+    return len(found)
 
 
 def close(
@@ -227,13 +249,13 @@ def note(
 
 
 def still_open(session: orm.Session, project_id: uuid.UUID) -> list[models.Alert]:
-    return list(
-        session.scalars(
-            sa.select(models.Alert)
-            .where(models.Alert.project_id == project_id, models.Alert.resolved_at.is_(None))
-            .order_by(models.Alert.id)
-        )
+    """The most severe first, so that a channel hears of those before it is spared the others."""
+    found = session.scalars(
+        sa.select(models.Alert)
+        .where(models.Alert.project_id == project_id, models.Alert.resolved_at.is_(None))
+        .order_by(models.Alert.id)
     )
+    return sorted(found, key=lambda alert: -alert_rules.SEVERITIES.index(alert.severity))
 
 
 def rules_of(session: orm.Session, alerts: Iterable[models.Alert]) -> dict[uuid.UUID, models.AlertRule]:

@@ -7,6 +7,7 @@ messages. It needs nothing but the database, so alerts go out while the broker i
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import json
 import uuid
 from collections.abc import Mapping, Sequence
@@ -183,6 +184,9 @@ class _Run:
             if alert.last_told_at is None or self.now - alert.last_told_at >= repeat:
                 evidence = self._evidence_now(rule, alert)
                 self.messages += alert_episodes.tell(self.session, alert, rule, self.now, evidence, self.quiet)
+            else:
+                latest = functools.partial(self._evidence_now, rule, alert)
+                self.messages += alert_episodes.tell_newcomers(self.session, alert, rule, latest, self.quiet)
         self.messages += alert_episodes.tell_owed(self.session, self.project_id, self.quiet)
 
     def _evidence_now(self, rule: models.AlertRule, alert: models.Alert) -> dict[str, Any]:

@@ -253,3 +253,40 @@ def test_the_warning_is_told_once_the_critical_alert_is_over(
     watched.tick(session, project.id, 2 * MINUTES_5)
     told = [(message.notice["rule"], message.kind) for message in watched.messages(session, project.id)]
     assert told == [("page", "firing"), ("page", "resolved"), ("warn", "firing")]
+
+
+def test_a_channel_made_while_both_fire_is_told_of_the_critical_alert_alone(
+    session: orm.Session, project: models.Project, hook: models.Channel
+) -> None:
+    watched.rule(session, project.id, name="warn")
+    fire(session, project, name="page", severity="critical")
+    late = watched.channel(session, project.id)
+    for seconds in (15, 30):
+        watched.tick(session, project.id, dt.timedelta(seconds=seconds))
+    told = [(one.channel_id, one.notice["rule"], one.kind) for one in watched.messages(session, project.id)]
+    assert sorted(told) == sorted([(hook.id, "page", "firing"), (late.id, "page", "firing")])
+
+
+def test_a_channel_whose_message_died_is_not_told_again_before_the_repetition(
+    session: orm.Session, project: models.Project, hook: models.Channel
+) -> None:
+    watched.channel(session, project.id, name="works")
+    fire(session, project)
+    for message in watched.messages(session, project.id):
+        if message.channel_id == hook.id:
+            message.state = "dead"
+    session.flush()
+    watched.tick(session, project.id, dt.timedelta(seconds=15))
+    assert watched.kinds(session, project.id) == ["firing", "firing"]
+
+
+def test_a_channel_made_under_a_silence_is_told_when_it_is_over(
+    session: orm.Session, project: models.Project, hook: models.Channel
+) -> None:
+    fire(session, project)
+    hush(session, project, hours=1)
+    watched.channel(session, project.id)
+    watched.tick(session, project.id, dt.timedelta(seconds=15))
+    assert watched.kinds(session, project.id) == ["firing"]
+    watched.tick(session, project.id, HOUR + dt.timedelta(seconds=1))
+    assert watched.kinds(session, project.id) == ["firing", "firing"]
