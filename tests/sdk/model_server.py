@@ -30,7 +30,8 @@ class Say:
 @dataclass
 class Behaviour:
     says: list[Say] = field(default_factory=lambda: [Say()])
-    logprobs: str = "given"  # or "ignored", "refused" (HTTP 400)
+    logprobs: str = "given"  # or "ignored", "refused"
+    refused_with: int = 400
     model: str = "toy-vlm-2026-11-01"
     break_after: int | None = None  # chunks, then the connection breaks
     hang_after: int | None = None  # chunks, then nothing more comes
@@ -90,7 +91,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         state.paths.append(self.path)
         if behaviour.logprobs == "refused" and body.get("logprobs"):
             message = "This model does not support the 'logprobs' parameter."
-            self._answer(400, {"error": {"message": message, "type": "invalid_request_error", "param": "logprobs"}})
+            self._answer(
+                behaviour.refused_with,
+                {"error": {"message": message, "type": "invalid_request_error", "param": "logprobs"}},
+            )
         elif behaviour.status != 200:
             self._answer(behaviour.status, {"error": {"message": "no", "type": "server_error"}})
         elif body.get("stream"):

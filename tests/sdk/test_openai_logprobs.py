@@ -69,6 +69,25 @@ def test_a_server_that_refuses_logprobs_is_asked_again_without_and_then_remember
     assert [event["confidence_status"] for event in recorded()] == ["unsupported_by_model"] * 2
 
 
+@pytest.mark.parametrize("status", [400, 403, 422])
+def test_whatever_status_a_server_refuses_logprobs_with_the_app_gets_its_answer(
+    status: int, models: ModelServer, recorded: Recorded
+) -> None:
+    models.behaviour = Behaviour(logprobs="refused", refused_with=status)
+    apps.create(cmerwatch.wrap(sync_client(models), request_logprobs=True), request())
+    assert [event["confidence_status"] for event in recorded()] == ["unsupported_by_model"]
+
+
+@pytest.mark.parametrize("status", [401, 404, 429, 500])
+def test_an_error_that_no_retry_without_logprobs_would_mend_is_the_apps(
+    status: int, models: ModelServer, recorded: Recorded
+) -> None:
+    models.behaviour = Behaviour(logprobs="refused", refused_with=status)
+    with pytest.raises(openai.APIStatusError):
+        apps.create(cmerwatch.wrap(sync_client(models), request_logprobs=True), request())
+    assert all(seen.get("logprobs") for seen in models.requests)
+
+
 def test_another_model_at_the_same_address_is_asked_on_its_own(models: ModelServer, recorded: Recorded) -> None:
     models.behaviour = Behaviour(logprobs="refused")
     client = cmerwatch.wrap(sync_client(models), request_logprobs=True)

@@ -16,10 +16,10 @@ from cmerwatch.sdk.hooks.calls import Call, Settings, attempt
 PATH = "/chat/completions"
 CLIENTS = frozenset({"OpenAI", "AsyncOpenAI"})
 MARK = "_cmerwatch_hook"
-REFUSED_WITH = frozenset({400, 422})
+REFUSED_WITH = frozenset({400, 403, 422})  # 403: OpenAI itself, for whole families of models
 MOST_REMEMBERED = 1024
 
-# (base_url, model) that answered 400 to logprobs. For the process: apps make clients as they please.
+# (base_url, model) that refused logprobs. For the process: apps make clients as they please.
 _without_logprobs: set[tuple[str, str]] = set()
 
 
