@@ -133,6 +133,17 @@ def _question(claim: dict[str, Any], output: str) -> Question:
     return Question(start, end, claim.get("statement") or output[start:end], bool(claim.get("negated")))
 
 
+_GIVE_BACK = sa.text(
+    "UPDATE judgements SET attempts = attempts - 1, lease_token = NULL, lease_until = NULL "
+    "WHERE lease_token = :token AND state = 'waiting'"
+)
+
+
+def give_back(session: orm.Session, token: uuid.UUID) -> None:
+    """End the leases of what was claimed and never asked about: a judge that is told to stop has not failed."""
+    session.execute(_GIVE_BACK, {"token": token})
+
+
 _RESERVE = sa.text(
     """
     INSERT INTO judge_spend AS s (day, calls)

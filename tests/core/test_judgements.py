@@ -131,6 +131,20 @@ def test_an_event_that_kills_its_judge_does_not_come_back_for_ever(session: orm.
     assert [(row.state, row.reason) for row in rows(session)] == [("failed", "judge_died")]
 
 
+def test_what_a_stopping_judge_gives_back_costs_no_attempt_and_is_free_at_once(
+    session: orm.Session, project_id: uuid.UUID
+) -> None:
+    suspicious(session, project_id, 2)
+    for _ in range(judgements.MAX_ATTEMPTS + 1):
+        token, suspects = claim(session)
+        assert len(suspects) == 2
+        judgements.give_back(session, token)
+    token, [asked, _] = claim(session)
+    judgements.record(session, token, asked, "vlm", Opinion((0.1,)))
+    judgements.give_back(session, token)
+    assert sorted((row.state, row.attempts) for row in rows(session)) == [("judged", 1), ("waiting", 0)]
+
+
 def test_a_day_has_so_many_calls_and_no_more(session: orm.Session) -> None:
     taken = [judgements.reserve(session, 3, most_calls=10, most_tokens=1000) for _ in range(5)]
     assert taken == [True, True, True, False, False]

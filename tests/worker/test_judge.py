@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from cmerwatch import blobs, db, errors, judgements, models, settings
 from cmerwatch_worker import judge
-from tests import factories
+from tests import factories, stack
 from tests.worker import images, stage
 from tests.worker.colours import Colours, frozen
 
@@ -169,6 +169,7 @@ def test_the_checkers_numbers_are_left_alone(
         pytest.param(always(b"", 302, Location="http://127.0.0.1:1/"), "failed", "http_302", id="a redirect"),
         pytest.param(always(b"", 500), "waiting", "http_500", id="an error of its own"),
         pytest.param(always(b"", 429, Retry_After="7"), "waiting", "http_429", id="too many requests"),
+        pytest.param(always(b"", 429, Retry_After="nan"), "waiting", "http_429", id="patience without a number"),
     ],
 )
 def test_whatever_a_judge_answers_is_a_named_outcome(
@@ -276,6 +277,53 @@ def test_a_store_that_is_away_is_waited_for(
 )
 def test_every_spelling_of_yes_and_no_counts(alternatives: list[tuple[str, float]], p_yes: float) -> None:
     assert judge.read_answer(completion(*alternatives), negated=False).p_yes == pytest.approx(p_yes)
+
+
+@pytest.mark.parametrize("logprobs", [(math.nan, -3.0), (0.9, 0.1), (math.inf, -math.inf)])
+def test_numbers_that_are_no_logprobs_are_no_opinion(logprobs: tuple[float, float]) -> None:
+    top = [{"token": token, "logprob": value} for token, value in zip(("yes", "no"), logprobs, strict=True)]
+    body = json.dumps({"choices": [{"logprobs": {"content": [{"top_logprobs": top}]}}]})
+    assert judge.read_answer(body.encode(), negated=False) == judge.Answer(reason="unclear")
+
+
+def test_a_judge_that_is_told_to_stop_leaves_what_it_did_not_ask_as_it_was(
+    suspect: uuid.UUID, server: Server, configure: Configure, blob_store: blobs.BlobStore
+) -> None:
+    opened, stopping = judge.open_judge(configure(), blob_store), threading.Event()
+    assert opened is not None
+    stopping.set()
+    judge.judge_some(opened, stopping)
+    opened.close()
+    with db.transaction() as session:
+        row = session.scalars(sa.select(models.Judgement)).one()
+    assert (row.state, row.attempts, row.lease_token) == ("waiting", 0, None)
+
+
+def test_an_error_in_one_event_does_not_end_the_judge(
+    suspect: uuid.UUID, server: Server, configure: Configure, blob_store: blobs.BlobStore
+) -> None:
+    """A store may raise what its protocol does not name."""
+    opened, stopping = judge.open_judge(configure(poll_seconds=0.05), blob_store), threading.Event()
+    assert opened is not None
+    ask, failed = opened.ask, threading.Event()
+
+    def fail_once(one: judgements.Suspect) -> judgements.Opinion:
+        if not failed.is_set():
+            failed.set()
+            raise RuntimeError
+        return ask(one)
+
+    opened.ask = fail_once  # type: ignore[method-assign]
+    thread = threading.Thread(target=judge.run, args=(opened, stopping))
+    thread.start()
+    assert failed.wait(10)
+    with db.transaction() as session:
+        factories.ingest(session, suspect)
+        judgements.route(session, factories.check_all(session, score=0.01), below=None)
+    stack.wait_until(lambda: bool(server.requests) or not thread.is_alive())
+    stopping.set()
+    thread.join()
+    assert server.requests
 
 
 def test_what_the_output_denies_is_true_when_the_statement_is_not() -> None:

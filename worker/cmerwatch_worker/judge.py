@@ -13,17 +13,17 @@ import math
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import httpx2
-import sqlalchemy as sa
 
-from cmerwatch import blobs, db, errors, images, judgements
+from cmerwatch import blobs, db, errors, images, judgements, notify
 from cmerwatch.judgements import Opinion, Question, Suspect
 from cmerwatch.settings import Settings
+from cmerwatch_worker.tasks import where
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,8 @@ MIN_MASS = 0.5  # of the first token's probability on yes and no together; below
 TOP_LOGPROBS = 20
 SLACK_SECONDS = 30.0  # a lease outlasts the slowest answer by this much
 RETRY_AFTER_LIMITS = (1.0, 300.0)
+RETRY_AFTER = 30.0  # where a 429 names no time
+ROUNDING = 1e-3  # half precision answers logprobs a little above 0
 STORE_RETRY_SECONDS = 30.0
 
 QUESTION = (
@@ -132,16 +134,14 @@ def _refused(response: httpx2.Response) -> Answer:
     """Only the status is kept: an endpoint's words may quote the key or the picture."""
     status = response.status_code
     if status == 429:
-        return Answer(reason="http_429", retry_seconds=_retry_after(response.headers.get("retry-after")))
+        return Answer(reason="http_429", retry_seconds=_retry_after(response.headers))
     return Answer(reason=f"http_{status}", may_pass=status >= 500)
 
 
-def _retry_after(header: str | None) -> float:
+def _retry_after(headers: Mapping[str, str]) -> float:
     low, high = RETRY_AFTER_LIMITS
-    try:
-        return min(max(float(header or 30), low), high)
-    except ValueError:  # a date
-        return 60.0
+    asked = notify.retry_after(headers)
+    return RETRY_AFTER if asked is None else min(max(asked, low), high)
 
 
 def _read(response: httpx2.Response, deadline: float) -> bytes | None:
@@ -164,13 +164,13 @@ def read_answer(body: bytes, negated: bool) -> Answer:
         tokens = _spent(found)
         logprobs = found["choices"][0].get("logprobs")
         top = logprobs["content"][0]["top_logprobs"] if logprobs else None
-        weights = [(str(one["token"]), math.exp(min(0.0, float(one["logprob"])))) for one in top or ()]
+        weights = [(str(one["token"]), _weight(float(one["logprob"]))) for one in top or ()]
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError):
         return Answer(reason="not_json")
     if not weights:
         return Answer(reason="no_logprobs", tokens=tokens)
     yes, no = (_mass(weights, word) for word in ("yes", "no"))
-    if not yes + no >= MIN_MASS:  # also where it is NaN
+    if yes + no < MIN_MASS:
         return Answer(reason="unclear", tokens=tokens)
     p_yes = yes / (yes + no)
     return Answer(p_yes=1 - p_yes if negated else p_yes, tokens=tokens)
@@ -180,6 +180,11 @@ def _spent(found: dict[str, Any]) -> int:
     """What the answer says it cost; a judge that says nothing is bounded by the number of calls."""
     tokens = (found.get("usage") or {}).get("total_tokens")
     return min(max(0, tokens), 10**9) if isinstance(tokens, int) else 0
+
+
+def _weight(logprob: float) -> float:
+    """The probability; 0 for NaN and for what is too large to be a logarithm of one: it must not count as sure."""
+    return math.exp(min(0.0, logprob)) if logprob <= ROUNDING else 0.0
 
 
 def _mass(weights: Sequence[tuple[str, float]], word: str) -> float:
@@ -192,13 +197,13 @@ def open_judge(settings: Settings, store: blobs.BlobStore) -> Judge | None:
 
 
 def run(judge: Judge, stopping: threading.Event) -> None:
-    """Work until `stopping`; for a thread of its own. A database that is away is tried again at the next poll."""
+    """Work until `stopping`; for a thread of its own, which no error ends: it is tried again at the next poll."""
     while not stopping.is_set():
         try:
             if judge_some(judge, stopping):
                 continue
-        except sa.exc.SQLAlchemyError as error:
-            log.warning("the judge met an obstacle: %s", type(error).__name__)
+        except Exception as error:
+            log.warning("the judge met an obstacle and goes on: %s", where(error))
         stopping.wait(judge.settings.poll_seconds)
     judge.close()
 
@@ -211,7 +216,9 @@ def judge_some(judge: Judge, stopping: threading.Event) -> int:
         suspects = judgements.claim(session, BATCH, lease, token, settings.judge_claims)
     for suspect in suspects:
         if stopping.is_set():
-            break  # their leases run out, and another judge asks
+            with db.transaction() as session:
+                judgements.give_back(session, token)
+            break
         opinion = judge.ask(suspect) if _may_ask(settings, suspect) else Opinion(reason="over_budget")
         with db.transaction() as session:
             judgements.record(session, token, suspect, settings.judge_model, opinion)
