@@ -99,7 +99,7 @@ def _episodes(
     at = start
     while at < end:
         at += BUCKET
-        judged = _judge(rule, own, whole, at, evidence if standing.is_open else {})
+        judged = _judge(rule, own, whole, at, evidence if standing.is_open else None)
         before, standing = standing, next_state(standing, judged.verdict, at, hold, keep)
         evidence = judged.evidence
         if standing.is_open and not before.is_open:
@@ -109,7 +109,8 @@ def _episodes(
     return found
 
 
-def _judge(rule: models.AlertRule, own: _Line, whole: _Line, at: dt.datetime, kept: dict[str, Any]) -> Judgement:
+def _judge(rule: models.AlertRule, own: _Line, whole: _Line, at: dt.datetime, kept: dict[str, Any] | None) -> Judgement:
+    """`kept`: the evidence of the reading before while it fires, else None."""
     start = at - dt.timedelta(seconds=rule.window_seconds)
     window = own.between(start, at)
     hour = cmer_series.floor(start, 3600)
@@ -120,8 +121,9 @@ def _judge(rule: models.AlertRule, own: _Line, whole: _Line, at: dt.datetime, ke
             window,
             own.between(hour - WEEK, hour),
             lambda: [own.between(start - back, at - back) for back in days],
+            kept is not None,
         )
-    line = alert_judging.kept_line(kept)
+    line = alert_judging.kept_line(kept or {})
     if line is None and window.rate(rule.metric)[1] >= rule.min_n:
         usual, project = (one.between(hour - WEEK, hour) for one in (own, whole))
         line = alert_judging.line_of(rule, usual, project, start)

@@ -144,11 +144,16 @@ def line_of(rule: models.AlertRule, own: Counts, project: Counts, window_start: 
 
 
 def judge_no_data(
-    rule: models.AlertRule, window: Counts, usual: Counts, same_hours: Callable[[], Sequence[Counts]]
+    rule: models.AlertRule,
+    window: Counts,
+    usual: Counts,
+    same_hours: Callable[[], Sequence[Counts]],
+    is_open: bool = False,
 ) -> Judgement:
     """A no_data rule: silence at an hour that usually has outputs, or a coverage whose interval lies under the minimum.
 
-    `same_hours` are the same window 1 to 14 days earlier; asked for only when the slice is silent.
+    `same_hours` are the same window 1 to 14 days earlier; asked for only when the slice is silent. While it fires
+    (`is_open`), a silence of the usual kind, such as the night after the outage began, is no recovery.
     """
     evidence = _numbers(window, *window.rate(rule.metric)) | _line_evidence(None)
     if window.accepted:
@@ -156,13 +161,14 @@ def judge_no_data(
         if high < rule.min_coverage:
             return Judgement("over", _unseen(window, rule.min_coverage), evidence)
         return Judgement("under", "", evidence)
+    at_rest: Verdict = "silent" if is_open else "under"
     if not usual.accepted:
-        return Judgement("under", "no outputs in the seven days before either", evidence)
+        return Judgement(at_rest, "no outputs in the seven days before either", evidence)
     counts = [hours.accepted for hours in same_hours()]
     if is_usual_hour(counts):
         evidence["usual"] = statistics.median(count for count in counts if count)
         return Judgement("over", f"nothing arrived; usually about {evidence['usual']:.0f} outputs do", evidence)
-    return Judgement("under", "nothing arrived, as often at this hour", evidence)
+    return Judgement(at_rest, "nothing arrived, as often at this hour", evidence)
 
 
 def is_usual_hour(counts: Sequence[int]) -> bool:

@@ -131,12 +131,13 @@ class _Run:
     def _judge(
         self, rule: models.AlertRule, scene: Scene, project_week: Cells, state: models.AlertState | None
     ) -> Judgement:
+        is_open = state is not None and state.alert_id is not None
         if rule.kind == "no_data":
             return alert_judging.judge_no_data(
-                rule, scene.window.total, scene.week.total, lambda: self._same_hours(rule, scene)
+                rule, scene.window.total, scene.week.total, lambda: self._same_hours(rule, scene), is_open
             )
         line = None
-        if state is not None and state.alert_id is not None:
+        if state is not None and is_open:
             line = alert_judging.kept_line(state.evidence)
         line = line or alert_judging.line_of(rule, scene.week.total, project_week.total, scene.start)
         return alert_judging.judge(rule, scene.window.total, line)
@@ -175,7 +176,7 @@ class _Run:
         _link(self.session, state, alert if step.after.is_open else None)
 
     def tell_due(self) -> None:
-        """What fires and nobody has been told of, such as after a silence; and what is to be told again."""
+        """What fires and nobody or a new channel has not been told of, and what is to be told again."""
         alerts = alert_episodes.still_open(self.session, self.project_id)
         rules = alert_episodes.rules_of(self.session, alerts)
         for alert in alerts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import orm
@@ -141,6 +142,39 @@ def test_silence_at_a_usual_hour_fires_and_is_over_when_outputs_come(
     watched.lay(session, project.id, END, 3)
     watched.tick(session, project.id, MINUTES_5)
     assert watched.state(session, rule).state == "ok"
+
+
+def test_an_outage_is_not_over_because_the_night_came(session: orm.Session, project: models.Project) -> None:
+    """Office hours end while nothing arrives: that it is quiet now, as always, does not say that outputs come again."""
+    rule = watched.rule(session, project.id, "no_data")
+    watched.lay_week(session, project.id)
+    watched.tick(session, project.id)
+    assert watched.state(session, rule).state == "firing"
+    while watched.tick(session, project.id, 6 * HOUR).has_more:
+        pass
+    state = watched.state(session, rule)
+    assert (state.state, state.reason) == ("firing", "nothing arrived, as often at this hour")
+    watched.lay(session, project.id, END + 6 * HOUR, 3)
+    watched.tick(session, project.id, 6 * HOUR + MINUTES_5)
+    assert watched.state(session, rule).state == "ok"
+
+
+def test_an_endpoint_that_is_gone_for_good_is_closed_without_calling_it_recovered(
+    session: orm.Session, project: models.Project
+) -> None:
+    rule = watched.rule(session, project.id, "no_data")
+    watched.lay_week(session, project.id)
+    for days in range(10):
+        while watched.tick(session, project.id, days * DAY).has_more:
+            pass
+    (episode,) = watched.episodes(session, project.id)
+    assert episode.resolved_at is not None
+    (said,) = session.scalars(
+        sa.select(models.AlertTransition.reason).where(
+            models.AlertTransition.rule_id == rule.id, models.AlertTransition.from_state == "firing"
+        )
+    )
+    assert "not seen to recover" in said
 
 
 def test_silence_at_an_hour_that_is_usually_silent_is_no_alert(session: orm.Session, project: models.Project) -> None:
