@@ -230,6 +230,8 @@ def test_a_silence_form_refused_keeps_what_was_typed(
         {"duration": "for ever"},
         {"rule": "x"},
         {"dimension": "colour", "value": "red"},
+        {"dimension": "", "value": "/checkout"},
+        {"dimension": "endpoint", "value": " "},
         {"reason": "x" * 10_001},
     ],
 )

@@ -255,7 +255,7 @@ def create_silence(
             reason=wish.reason,
             ends_at=_until(duration, until),
             rule_id=_rule_id(rule),
-            match={dimension: wish.value} if dimension else {},
+            match=_match(dimension, wish.value),
         )
         _note(session, viewer, "silence.create", made)
     if problem:
@@ -319,6 +319,17 @@ def _until(duration: str, until: str) -> dt.datetime:
     if duration not in _SECONDS:
         raise errors.Invalid("Choose how long from the list, or give a time.", field="duration")
     return dt.datetime.now(dt.UTC) + dt.timedelta(seconds=_SECONDS[duration])
+
+
+def _match(dimension: str, value: str) -> dict[str, str]:
+    """A value without its dimension must not silence everything, nor a dimension without a value nothing."""
+    if value.strip() and not dimension:
+        raise errors.Invalid(
+            f"Choose what “{value[:60]}” is, or leave it empty to silence everything.", field="dimension"
+        )
+    if dimension and not value.strip():
+        raise errors.Invalid("Enter the value to silence, or choose “anything”.", field="value")
+    return {dimension: value} if dimension else {}
 
 
 def _rule_id(text: str) -> uuid.UUID | None:
