@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 from cmerwatch_worker import decode_pool
-from cmerwatch_worker.decode_pool import Crashed, Decoded, Job, Outcome, Pool, Refused
+from cmerwatch_worker.decode_pool import Copied, Crashed, Decoded, Job, Outcome, Pool, Refused
 from cmerwatch_worker.preprocess import Preprocess
 from tests.worker import images, stage
 
@@ -37,8 +37,8 @@ def _one(pool: Pool, data: bytes, *, display: bool = False) -> Outcome:
     return outcome
 
 
-def _decoded(pool: Pool, data: bytes, *, display: bool = False) -> Decoded:
-    outcome = _one(pool, data, display=display)
+def _decoded(pool: Pool, data: bytes) -> Decoded:
+    outcome = _one(pool, data)
     assert isinstance(outcome, Decoded), outcome
     return outcome
 
@@ -178,7 +178,9 @@ def test_the_display_copy_is_a_small_webp_without_what_came_along(pool: Pool) ->
     exif = Image.Exif()
     exif[0x010E] = "<script>alert(1)</script>"
     polyglot = images.encoded(images.scene((3000, 1500)), "JPEG", exif=exif) + b"<script>alert(2)</script>"
-    display = _decoded(pool, polyglot, display=True).display
+    outcome = _one(pool, polyglot, display=True)
+    assert isinstance(outcome, Copied)
+    display = outcome.display
     shown = Image.open(io.BytesIO(display))
     assert (shown.format, shown.size) == ("WEBP", (1600, 800))
     assert b"script" not in display
@@ -203,6 +205,7 @@ def test_the_display_copy_is_a_small_webp_without_what_came_along(pool: Pool) ->
 )
 def test_what_cannot_be_scored_is_refused_with_a_reason(pool: Pool, data: bytes, reason: str) -> None:
     assert _one(pool, data) == Refused(reason)
+    assert _one(pool, data, display=True) == Refused(reason)
 
 
 def test_random_damage_never_reaches_this_process(pool: Pool) -> None:
@@ -214,9 +217,9 @@ def test_random_damage_never_reaches_this_process(pool: Pool) -> None:
         images.encoded(SCENE, "GIF", save_all=True, append_images=[SCENE.rotate(90)]),
     ]
     damaged = [_damage(rng, data) for data in whole for _ in range(60)]
-    outcomes = pool.decode([Job(data, wants_display=True) for data in damaged])
-    assert len(outcomes) == len(damaged)
-    assert {type(outcome) for outcome in outcomes} >= {Decoded, Refused}
+    outcomes = pool.decode([Job(data, wants_display) for data in damaged for wants_display in (False, True)])
+    assert len(outcomes) == 2 * len(damaged)
+    assert {type(outcome) for outcome in outcomes} >= {Decoded, Copied, Refused}
     assert np.array_equal(_pixels(pool, PLAIN), _pixels(pool, PLAIN))
 
 

@@ -169,6 +169,7 @@ def test_every_image_of_a_batch_is_decoded_and_embedded_once_and_shown_as_webp(
     assert sum(checker.image_calls) == 1
     assert checker.text_calls[0] == ["A red circle."]
     sha256 = str(_scalar("SELECT sha256 FROM images"))
+    assert checking.copies.wait_made(30)
     display = blob_store.get_display(project, sha256)
     assert display is not None
     assert display[8:12] == b"WEBP"

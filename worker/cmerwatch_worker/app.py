@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import gc
 import logging
 import os
@@ -18,7 +19,7 @@ import sqlalchemy as sa
 from celery import signals
 from celery.exceptions import SecurityWarning
 
-from cmerwatch import blobs, db, errors, migrate, queue
+from cmerwatch import blobs, db, errors, ids, migrate, queue
 from cmerwatch import settings as settings_module
 from cmerwatch.settings import Settings
 from cmerwatch_worker import alerting, checkers, clock, contrast, dispatch, judge, redeciding, tasks, watchdog
@@ -30,7 +31,8 @@ log = logging.getLogger(__name__)
 
 DATABASE_SECONDS = 60.0  # a database that starts beside us may take this long
 RESTART_SECONDS = 1.0
-CONNECTIONS = 8  # drain, prepare, leases, poll, calibrate, dispatch, alerts, redecide
+CONNECTIONS = 10  # drain, prepare, complete, leases, poll, copies, calibrate, dispatch, alerts, redecide
+LOOK_BACK = dt.timedelta(days=1)  # for pictures that a worker before this one had no time to make a copy of
 CALIBRATE_SECONDS = 5.0  # between looks for a reference that can be frozen, and at what still waits for one
 # A batch makes tens of thousands of objects that die by counting; looking for cycles among them every 700 took a
 # fourteenth of the time without a model (bench/pipeline.py).
@@ -105,6 +107,7 @@ def running(settings: Settings, checker: Checker, engine: sa.Engine) -> Iterator
         threads.append(threading.Thread(target=judge.run, args=(second, stopping), name="judge", daemon=True))
     for thread in threads:
         thread.start()
+    checking.copies.look_back(ids.first(dt.datetime.now(dt.UTC) - LOOK_BACK))
     log.info("checking with %s (%s)", checker.id, checker.label)
     try:
         yield checking

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import queue
@@ -22,24 +23,36 @@ from cmerwatch_worker.decode import ANSWER, REQUEST, Limits
 from cmerwatch_worker.preprocess import Preprocess
 
 WALL_SECONDS = 5.0
+BACKGROUND_WALL_SECONDS = 60.0
+BACKGROUND_NICE = 10  # a tenth of a core while others want it, a whole one otherwise
 START_SECONDS = 30.0  # the first answer also waits for the imports, on a machine that may be starting ten others
 IMAGES_PER_PROCESS = 500  # Pillow's C heap only grows; a fresh process every few hundred images keeps it bounded
+PIPE_BYTES = 1 << 18  # a megabyte each would meet the limit a user has for all pipes, at thirty decoders
+F_SETPIPE_SZ = 1031  # known to Linux alone, and so to its fcntl module
 COMMAND = (sys.executable, "-P", "-m", "cmerwatch_worker.decode")
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
+    """An image, and whether what people are shown is wanted of it instead of what a checker sees."""
+
     data: bytes
     wants_display: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """`pixels` (size, size, 3) uint8; `display` is empty unless asked for; notes: `animated`, `blank_image`."""
+    """`pixels` (size, size, 3) uint8; notes: `animated`, `blank_image`."""
 
     pixels: NDArray[np.uint8]
-    display: bytes
     notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """A WebP to show."""
+
+    display: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +69,31 @@ class Crashed:
     reason: str
 
 
-Outcome = Decoded | Refused | Crashed
+Outcome = Decoded | Copied | Refused | Crashed
 
 
 class Pool:
-    """`processes` children; `decode` answers in the order asked. `command` is the child's program."""
+    """`processes` children; `decode` answers in the order asked. `command` is the child's program.
 
-    def __init__(self, config: Preprocess, limits: Limits, processes: int, command: Sequence[str] = COMMAND) -> None:
+    `background`: children that start when they are first needed, leave the processor to everyone else and have more
+    time by the clock for it.
+    """
+
+    def __init__(
+        self,
+        config: Preprocess,
+        limits: Limits,
+        processes: int,
+        command: Sequence[str] = COMMAND,
+        *,
+        background: bool = False,
+    ) -> None:
         self._size = config.size
-        given = json.dumps({"preprocess": asdict(config), "limits": asdict(limits)})
+        nice = BACKGROUND_NICE if background else 0
+        given = json.dumps({"preprocess": asdict(config), "limits": asdict(limits), "nice": nice})
+        wall = BACKGROUND_WALL_SECONDS if background else WALL_SECONDS
         self._children: queue.SimpleQueue[_Child] = queue.SimpleQueue()
-        self._all = [_Child([*command, given]) for _ in range(processes)]
+        self._all = [_Child([*command, given], wall, starts=not background) for _ in range(processes)]
         for child in self._all:
             self._children.put(child)
         self._threads = ThreadPoolExecutor(processes, "decode")
@@ -87,7 +114,7 @@ class Pool:
     def _one(self, job: Job) -> Outcome:
         child = self._children.get()
         try:
-            head, pixels, display = child.ask(job)
+            head, body = child.ask(job)
         except (OSError, TimeoutError, ValueError) as error:
             child.stop()
             return Crashed("decode_timeout" if isinstance(error, TimeoutError) else "decode_crash")
@@ -95,32 +122,36 @@ class Pool:
             self._children.put(child)
         if "refused" in head:
             return Refused(str(head["refused"]))
-        shaped = np.frombuffer(pixels, np.uint8).reshape(self._size, self._size, 3)
-        return Decoded(shaped, display, tuple(head["notes"]))
+        if job.wants_display:
+            return Copied(body)
+        shaped = np.frombuffer(body, np.uint8).reshape(self._size, self._size, 3)
+        return Decoded(shaped, tuple(head["notes"]))
 
 
 class _Child:
     """One decode process and its pipes; used by one thread at a time."""
 
-    def __init__(self, argv: list[str]) -> None:
+    def __init__(self, argv: list[str], wall_seconds: float, *, starts: bool) -> None:
         self._argv = argv
+        self._wall_seconds = wall_seconds
         self._process: subprocess.Popen[bytes] | None = None
         self._served = 0
-        self._start()  # at once, so that the first event of an idle worker does not wait for imports
+        if starts:
+            self._start()  # at once, so that the first event of an idle worker does not wait for imports
 
-    def ask(self, job: Job) -> tuple[dict[str, Any], bytes, bytes]:
+    def ask(self, job: Job) -> tuple[dict[str, Any], bytes]:
         """Raises TimeoutError, or OSError when the process died."""
         if self._process is None or self._served >= IMAGES_PER_PROCESS:
             # Also how a process that died on the image before comes back.
             self.stop()
             self._start()
-        deadline = time.monotonic() + (WALL_SECONDS if self._served else START_SECONDS)
+        deadline = time.monotonic() + (self._wall_seconds if self._served else START_SECONDS)
         self._served += 1
         sink, source = self._pipes()
         _send(sink, REQUEST.pack(len(job.data), job.wants_display) + job.data, deadline)
         lengths = ANSWER.unpack(_receive(source, ANSWER.size, deadline))
-        head, pixels, display = (_receive(source, length, deadline) for length in lengths)
-        return json.loads(head), pixels, display
+        head, body = (_receive(source, length, deadline) for length in lengths)
+        return json.loads(head), body
 
     def stop(self) -> None:
         if self._process is None:
@@ -151,6 +182,9 @@ class _Child:
             env=environment,
             bufsize=0,
         )
+        for pipe in self._pipes():
+            with contextlib.suppress(OSError):  # an image in one write and one read, where the system grants it
+                fcntl.fcntl(pipe, F_SETPIPE_SZ, PIPE_BYTES)
         os.set_blocking(self._pipes()[0], False)
         self._served = 0
 

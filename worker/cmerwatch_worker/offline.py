@@ -86,7 +86,7 @@ class Looking:
         self._settings = settings
         self._files = Files()
         self._last: set[str] = set()
-        self._runtime = Runtime(checker, self._files, open_pool(settings, checker), wants_display=False)
+        self._runtime = Runtime(checker, self._files, open_pool(settings, checker))
         if calibrating:
             self._runtime.reference = None
         self._ahead = ThreadPoolExecutor(1, "prepare")

@@ -7,7 +7,7 @@ import os
 import threading
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -120,43 +120,44 @@ class Runtime:
         store: blobs.BlobStore,
         pool: Pool,
         progress: Callable[[], None] = lambda: None,
-        *,
-        wants_display: bool = True,
     ) -> None:
-        """`wants_display` False: no copies to look at, for runs over files that nobody opens in the console."""
         self.checker, self.store, self.pool, self.progress = checker, store, pool, progress
-        self._wants_display = wants_display
         self.reference = checker.reference  # None while calibrating; replaced as a whole when it freezes
         self._strangers = calibrating.Strangers()
         self._memory = Memory()
-        self._shown: OrderedDict[tuple[uuid.UUID, str], None] = OrderedDict()
 
     def close(self) -> None:
         self.pool.close()
 
     def prepare(self, events: Sequence[Claimed]) -> Prepared:
-        """Load and decode every image of the batch once, and write the display copies projects lack."""
-        wanted = _projects_by_image(events)
+        """Load and decode every image of the batch that is not remembered, and take every output apart."""
         known: dict[str, Picture] = {}
         outcomes: dict[str, Outcome | Away] = {}
-        jobs: dict[str, Job] = {}
-        for sha256, projects in wanted.items():
+        new: dict[str, list[uuid.UUID]] = {}
+        for sha256, projects in _projects_by_image(events).items():
             if (picture := self._memory.get(sha256)) is not None:
                 known[sha256] = picture
-            unshown = self._wants_display and any((project, sha256) not in self._shown for project in projects)
-            if picture is None or unshown:
-                data = self._load(sha256, projects)
-                if isinstance(data, bytes):
-                    jobs[sha256] = Job(data, wants_display=unshown)
-                else:
-                    outcomes[sha256] = data
-        for sha256, outcome in zip(jobs, self.pool.decode(jobs.values(), self.progress), strict=True):
-            outcomes[sha256] = outcome
-            if isinstance(outcome, Decoded) and outcome.display:
-                self._show(sha256, wanted[sha256], outcome.display)
+            else:
+                new[sha256] = projects
+        loaded: list[str] = []
+        # The pool takes jobs as they come: the first images are decoded while the last are loaded.
+        decoded = self.pool.decode(self._jobs(new, loaded, outcomes), self.progress)
+        outcomes.update(zip(loaded, decoded, strict=True))
         if away := [outcome for outcome in outcomes.values() if isinstance(outcome, Away)]:
             log.error("%d images wait for the store: %s", len(away), away[0].reason)
         return Prepared(list(events), known, outcomes)
+
+    def _jobs(
+        self, new: Mapping[str, Sequence[uuid.UUID]], loaded: list[str], outcomes: dict[str, Outcome | Away]
+    ) -> Iterator[Job]:
+        """A job for each image the store has, named in `loaded`; the others have their outcome already."""
+        for sha256, projects in new.items():
+            data = self._load(sha256, projects)
+            if isinstance(data, bytes):
+                loaded.append(sha256)
+                yield Job(data)
+            else:
+                outcomes[sha256] = data
 
     def _load(self, sha256: str, projects: Iterable[uuid.UUID]) -> bytes | Crashed | Away:
         """An image that is gone is its event's trouble, a store that is away is nobody's."""
@@ -169,17 +170,6 @@ class Runtime:
             except errors.Unavailable as error:
                 away = Away(error.message)
         return away or Crashed(f"image_missing: {sha256} is not in the store")
-
-    def _show(self, sha256: str, projects: Iterable[uuid.UUID], display: bytes) -> None:
-        for project in projects:
-            try:
-                self.store.put_display(project, sha256, display)
-            except (errors.Unavailable, OSError) as error:
-                log.warning("a display copy was not written: %s", type(error).__name__)
-                continue
-            self._shown[project, sha256] = None
-            while len(self._shown) > REMEMBERED:
-                self._shown.popitem(last=False)
 
     def check(self, prepared: Prepared) -> Checked:
         """A result or a reason to try again for every event of the batch."""
@@ -209,8 +199,6 @@ class Runtime:
         found = dict(prepared.known)
         fresh: dict[str, Decoded] = {}
         for sha256, outcome in prepared.outcomes.items():
-            if sha256 in found:
-                continue  # decoded for its display copy only
             # Asked again: the batch before this one was embedded while this one was decoded.
             if (seen := self._memory.get(sha256)) is not None:
                 found[sha256] = seen
@@ -220,7 +208,7 @@ class Runtime:
                 found[sha256] = Picture(refused=outcome.reason)
             elif isinstance(outcome, Away):
                 found[sha256] = Picture(away=outcome.reason)
-            else:
+            elif isinstance(outcome, Crashed):
                 found[sha256] = Picture(failed=outcome.reason)
         rows = scoring.embed_all(self._embed_images, list(fresh.values()), IMAGE_CHUNK, self.progress)
         for (sha256, decoded), row in zip(fresh.items(), rows, strict=True):

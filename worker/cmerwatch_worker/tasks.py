@@ -10,8 +10,10 @@ import threading
 import time
 import traceback
 import uuid
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -20,7 +22,7 @@ from sqlalchemy import orm
 from cmerwatch import checks, db, errors, judgements, policies, references, reviews, rollups
 from cmerwatch.settings import Settings
 from cmerwatch.shapes import CheckResult, Claimed, Decided, Decision
-from cmerwatch_worker import reference
+from cmerwatch_worker import copies, reference
 from cmerwatch_worker.calibrating import Calibration
 from cmerwatch_worker.checkers.base import Checker
 from cmerwatch_worker.leases import Leases
@@ -60,6 +62,8 @@ class Checking:
         self._draining = threading.Lock()
         self._leases = Leases(settings.lease_seconds)
         self._ahead = ThreadPoolExecutor(1, "prepare")
+        self._behind = ThreadPoolExecutor(1, "complete")
+        self.copies = copies.open_copies(settings, runtime.checker, runtime.store)
         self._stopping = threading.Event()
         self.checker_id = register(runtime.checker)
         self._calibration = Calibration(runtime.checker, self.checker_id, settings)
@@ -106,23 +110,32 @@ class Checking:
         self._stopping.set()
         with self._draining:
             self._ahead.shutdown()
+            self._behind.shutdown()
             self._leases.close()
+            self.copies.close()
             self._runtime.close()
 
     def _drain(self, deadline: float) -> int:
-        """While one batch is embedded the next is claimed and decoded."""
+        """While one batch is embedded the next is claimed and decoded, and the one before is completed."""
         done = 0
+        behind: deque[Future[int]] = deque()
         batch = self._claim()
-        while batch is not None:
-            ahead = self._claim_ahead(batch, deadline)
-            try:
-                done += self._finish(batch)
-            except BaseException:
-                self._abandon(ahead)
-                raise
-            batch = self._taken(ahead)
-            if batch is None and self._goes_on(deadline):
-                batch = self._claim()
+        try:
+            while batch is not None:
+                ahead = self._claim_ahead(batch, deadline)
+                try:
+                    behind.append(self._finish(batch))
+                    done += _settle(behind, 1)
+                except BaseException:
+                    self._abandon(ahead)
+                    raise
+                batch = self._taken(ahead)
+                if batch is None:
+                    # Retries are only ever claimed here, with nothing else in hand.
+                    done += _settle(behind, 0)
+                    batch = self._claim() if self._goes_on(deadline) else None
+        finally:
+            wait_for(behind)
         return done
 
     def _goes_on(self, deadline: float) -> bool:
@@ -170,11 +183,21 @@ class Checking:
             self._fail(token, [event.event_id for event in events], error)
             return None
 
-    def _finish(self, batch: Batch) -> int:
-        """Check and complete. Whatever happens the lease is not renewed after this."""
+    def _finish(self, batch: Batch) -> Future[int]:
+        """Check; another thread completes, so that the checker never waits for the database."""
+        checked: Checked | Exception
         try:
             checked = self._runtime.check(batch.prepared)
-            self._progress.touch()
+        except Exception as error:
+            checked = error
+        self._progress.touch()
+        return self._behind.submit(self._end, batch, checked)
+
+    def _end(self, batch: Batch, checked: Checked | Exception) -> int:
+        """Complete, or give back. Whatever happens the lease is not renewed after this."""
+        try:
+            if isinstance(checked, Exception):
+                raise checked
             return self._complete(batch.token, checked)
         except Away:
             self._give_back(batch.token)
@@ -210,11 +233,20 @@ class Checking:
                         checks.fail(session, token, [event_id], why)
                     for event_id, why in checked.postponed.items():
                         checks.postpone(session, token, [event_id], POSTPONE_SECONDS, why)
+                self._want_copies(decided)
                 return len(decided)
             except Away:
                 if attempt == COMPLETE_TRIES:
                     raise
         raise AssertionError("unreachable")
+
+    def _want_copies(self, decided: Sequence[Decided]) -> None:
+        """What was flagged is looked at first."""
+        for one in decided:
+            event = one.result.event
+            if one.result.outcome != "invalid_image":
+                pictures = [(event.project_id, sha256) for sha256 in event.images]
+                self.copies.want(event.event_id, pictures, first=one.decision.flagged)
 
     def _give_back(self, token: uuid.UUID) -> None:
         self._leases.drop(token)
@@ -223,6 +255,14 @@ class Checking:
                 checks.release(session, token)
         except Exception as error:
             log.warning("a lease was not given back and will run out: %s", type(error).__name__)
+
+
+def _settle(behind: deque[Future[int]], keep: int) -> int:
+    """Wait until no more than `keep` completions are under way; how many events the others completed."""
+    done = 0
+    while len(behind) > keep:
+        done += behind.popleft().result()
+    return done
 
 
 def complete(
