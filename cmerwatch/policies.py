@@ -50,7 +50,7 @@ class Policy:
         """Flagged = confidence above and score below; a null confidence is never flagged, only counted as low."""
         rule, confidence = self.rule_for(result.event.slice), result.event.confidence
         is_decided = is_calibrated and result.outcome == "scored" and result.score is not None
-        measured = result.score if rule.measure == "score" else result.similarity
+        measured = result.score if rule.measure == "score" else _cosine(result)
         low = is_decided and measured is not None and measured < rule.sim_threshold
         return Decision(
             policy_version=self.version,
@@ -60,6 +60,12 @@ class Policy:
             conf_threshold=rule.conf_threshold,
             sim_threshold=rule.sim_threshold,
         )
+
+
+def _cosine(result: CheckResult) -> float | None:
+    """What a fixed cosine is compared with; None of an output that only denies: where it is right, it is low."""
+    only_denies = bool(result.claims) and all(claim.negated for claim in result.claims)
+    return None if only_denies else result.similarity
 
 
 def parse(version: int, rules: Sequence[Mapping[str, Any]]) -> Policy:

@@ -18,7 +18,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import orm
 
-from cmerwatch import errors, events, models, policies, rollups
+from cmerwatch import check_rows, errors, events, models, policies, rollups
 from cmerwatch.policies import Policy
 from cmerwatch.shapes import DIMENSIONS, CheckResult, Claimed, Decided, Slice
 
@@ -114,7 +114,7 @@ _NEXT = sa.text(
             ORDER BY event_id LIMIT :size
         ) AS few
     )
-    SELECT c.event_id, c.checker_id, c.project_id, c.similarity, c.score, e.received_at, e.geo_p, e.is_late,
+    SELECT c.event_id, c.checker_id, c.project_id, c.similarity, c.score, c.claims, e.received_at, e.geo_p, e.is_late,
         {", ".join("e." + name for name in DIMENSIONS)},
         EXISTS (
             SELECT FROM decisions d WHERE d.event_id = c.event_id AND d.checker_id = c.checker_id
@@ -149,7 +149,8 @@ def _decided(policy: Policy, row: sa.Row[Any]) -> Decided:
         prompt="",
         output="",
     )
-    result = CheckResult(event, "scored", row.similarity, row.score)
+    claims = tuple(check_rows.read(claim) for claim in row.claims)
+    result = CheckResult(event, "scored", row.similarity, row.score, claims=claims)
     return Decided(result, policy.decide(result, is_calibrated=True), row.checker_id)
 
 

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from cmerwatch import db, errors, models, policies
-from cmerwatch.shapes import Slice
+from cmerwatch.shapes import ClaimScore, Slice
 from tests import factories
 
 RULES: list[dict[str, Any]] = [
@@ -133,3 +133,13 @@ def test_a_decision_records_the_thresholds_it_was_made_with() -> None:
 def test_what_was_not_scored_is_not_decided(outcome: str) -> None:
     made = factories.DEFAULT_POLICY.decide(factories.result(factories.claimed(), outcome=outcome), True)
     assert (made.is_decided, made.flagged, made.low_similarity) == (False, False, False)
+
+
+def test_a_fixed_cosine_leaves_a_right_denial_alone() -> None:
+    """“There is no dog” has the cosine of the dog that is not there: low where it is right."""
+    legacy = policies.parse(1, [{"measure": "cosine", "sim_threshold": 0.25}])
+    stated, denied = (ClaimScore(0, 5, 0.1, 0.5, negated=negated) for negated in (False, True))
+    for claims, is_flagged in (((denied,), False), ((stated,), True), ((stated, denied), True)):
+        result = factories.result(factories.claimed(), 0.5, 0.1, claims=claims)
+        decision = legacy.decide(result, is_calibrated=True)
+        assert (decision.is_decided, decision.flagged, decision.low_similarity) == (True, is_flagged, is_flagged)

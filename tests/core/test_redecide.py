@@ -192,3 +192,18 @@ def test_a_step_that_dies_leaves_nothing_half_done(committed: str) -> None:
         finish(session)
         assert window(session, project_id).cmer == Rate(6, 6)
         assert session.query(models.DecisionRow).count() == 12
+
+
+def test_a_denial_is_left_alone_by_a_fixed_cosine_in_history_too(session: orm.Session, project: models.Project) -> None:
+    lay(session, project.id, 2)
+    lay(session, project.id, 3)
+    session.execute(
+        sa.text(
+            "UPDATE checks SET claims = jsonb_set(claims, '{0,negated}', 'true') "
+            "WHERE event_id IN (SELECT event_id FROM checks ORDER BY event_id LIMIT 3)"
+        )
+    )
+    version = change(session, project.id, [{"measure": "cosine", "sim_threshold": 0.35}])
+    redecide.start(session, project.id, version, "user:ada")
+    finish(session)
+    assert window(session, project.id).cmer == Rate(2, 5)
