@@ -27,7 +27,7 @@ DAYS = 7
 MOST_SLICES = 40  # of one scope, the biggest: a preview must answer while somebody waits
 BUCKET = dt.timedelta(seconds=BUCKET_SECONDS)
 A_DAY = 86_400 // BUCKET_SECONDS
-_COLUMNS = ("accepted", "looked_at", "of", "hits")
+_COLUMNS = ("accepted", "looked_at", "decided", "of", "hits")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class _Line:
     def __init__(self, first: dt.datetime, buckets: int, rows: Mapping[dt.datetime, Any], metric: str) -> None:
         self.first, self.metric = first, metric
         self.sums = {name: [0, *itertools.accumulate(self._column(rows, name, buckets))] for name in _COLUMNS}
-        self.busy = [i for i in range(buckets) if self.sums["accepted"][i + 1] > self.sums["accepted"][i]]
+        self.busy = [i for i in range(buckets) if self.sums["decided"][i + 1] > self.sums["decided"][i]]
 
     def _column(self, rows: Mapping[dt.datetime, Any], name: str, buckets: int) -> list[int]:
         column = [0] * buckets
@@ -81,7 +81,7 @@ class _Line:
     def between(self, start: dt.datetime, end: dt.datetime) -> Counts:
         """[start, end) as counts that judge alike: what is of no kind that matters stands as unscorable."""
         i, j = self._index(start), self._index(end)
-        accepted, looked_at, of, hits = (self.sums[name][j] - self.sums[name][i] for name in _COLUMNS)
+        accepted, looked_at, _, of, hits = (self.sums[name][j] - self.sums[name][i] for name in _COLUMNS)
         busy = bisect.bisect_left(self.busy, i)
         first = self.first + self.busy[busy] * BUCKET if busy < len(self.busy) and self.busy[busy] < j else None
         told = {"n": of, "flagged": hits} if self.metric == "cmer" else {"low": hits}
@@ -189,7 +189,8 @@ def _where(match: tuple[str, ...]) -> str:
 def _over_time(match: tuple[str, ...], metric: str) -> sa.TextClause:
     return sa.text(
         f"SELECT bucket, {_LOOKED_AT}::int AS looked_at, ({_LOOKED_AT} + sum(model_error))::int AS accepted, "
-        f"{_RATES[metric]} AS hits FROM {counted('rollups_5m')} WHERE {_where(match)} GROUP BY bucket"
+        f"coalesce(sum(scored - undecided) {_OWN}, 0)::int AS decided, {_RATES[metric]} AS hits "
+        f"FROM {counted('rollups_5m')} WHERE {_where(match)} GROUP BY bucket"
     )
 
 

@@ -41,7 +41,7 @@ class Counts:
     low: int = 0
     waiting: int = 0
     quarantined: int = 0
-    first: dt.datetime | None = None  # start of the first bucket that counted anything
+    first: dt.datetime | None = None  # start of the first bucket with a decision of the version in force
 
     def add(self, other: Counts) -> None:
         for name in (*_READ, *_OPEN):
@@ -119,7 +119,7 @@ class Numbers:
         if (start, end) not in self._windows:
             found = self._rows(_cells("rollups_5m"), start, end)
             for row in self._execute(_WORK, start, end):
-                own = found.setdefault(_slice(row), Counts(first=row.first))
+                own = found.setdefault(_slice(row), Counts())
                 own.waiting, own.quarantined = row.waiting, row.quarantined
             self._windows[start, end] = Cells(found)
         return self._windows[start, end]
@@ -165,7 +165,7 @@ _SEEN = ", ".join(f"sum({name})::int AS {name}" for name in ("scored", "unscorab
 
 
 _SUMS = (
-    f"{_KEYS}, min(bucket) AS first, {_SEEN}, "
+    f"{_KEYS}, min(bucket) FILTER (WHERE policy_version = :policy AND scored > undecided) AS first, {_SEEN}, "
     f"(sum(scored) - coalesce(sum(scored - undecided) {_OWN}, 0))::int AS undecided, "
     f"coalesce(sum(n - late_n) {_OWN}, 0)::int AS n, "
     f"coalesce(sum(flagged - late_flagged) {_OWN}, 0)::int AS flagged, "
@@ -206,7 +206,7 @@ _SAME_HOURS = sa.text(
 
 
 _WORK = sa.text(
-    f"SELECT {_KEYS}, min(bucket) AS first, count(*) FILTER (WHERE state <> 9)::int AS waiting, "
+    f"SELECT {_KEYS}, count(*) FILTER (WHERE state <> 9)::int AS waiting, "
     "count(*) FILTER (WHERE state = 9)::int AS quarantined "
     f"FROM work WHERE project_id = :project AND bucket >= :start AND bucket < :end GROUP BY {_KEYS}"
 )

@@ -20,7 +20,7 @@ from sqlalchemy import orm
 from cmerwatch import alert_episodes, alert_judging, alert_notices, alert_rules, cmer_series, models, silences
 from cmerwatch.alert_judging import Judgement
 from cmerwatch.alert_notices import Scene
-from cmerwatch.alert_numbers import WEEK, Cells, Numbers
+from cmerwatch.alert_numbers import Cells, Numbers
 from cmerwatch.alert_states import Standing, next_state
 from cmerwatch.shapes import BUCKET_SECONDS
 
@@ -122,7 +122,8 @@ class _Run:
             scene = Scene(of, start, at, window.within(of), week.within(of))
             state = states.get(alert_episodes.slice_key(of))
             judged = self._judge(rule, scene, week, state)
-            steps.append(_step(rule, scene, judged, state))
+            steps.append(_step(rule, scene, judged, state, self.numbers.judged_by))
+        _forget(self.session, rule, states, {step.key for step in steps})
         moved = _write_states(self.session, rule, at, steps)
         for step in steps:
             if step.key in moved:
@@ -136,11 +137,14 @@ class _Run:
             return alert_judging.judge_no_data(
                 rule, scene.window.total, scene.week.total, lambda: self._same_hours(rule, scene), is_open
             )
-        line = None
-        if state is not None and is_open:
-            line = alert_judging.kept_line(state.evidence)
+        line = self._kept_line(state) if state is not None and is_open else None
         line = line or alert_judging.line_of(rule, scene.week.total, project_week.total, scene.start)
         return alert_judging.judge(rule, scene.window.total, line)
+
+    def _kept_line(self, state: models.AlertState) -> alert_judging.Line | None:
+        """Not one of another checker's or policy's numbers: theirs lie elsewhere, and the alert might never end."""
+        judged_by = state.evidence.get("judged_by", list(self.numbers.judged_by))
+        return alert_judging.kept_line(state.evidence) if judged_by == list(self.numbers.judged_by) else None
 
     def _same_hours(self, rule: models.AlertRule, scene: Scene) -> list[Any]:
         found = self.numbers.same_hours(scene.start, scene.end)
@@ -228,7 +232,13 @@ class _Step:
         )
 
 
-def _step(rule: models.AlertRule, scene: Scene, judged: Judgement, state: models.AlertState | None) -> _Step:
+def _step(
+    rule: models.AlertRule,
+    scene: Scene,
+    judged: Judgement,
+    state: models.AlertState | None,
+    judged_by: tuple[int | None, int],
+) -> _Step:
     before = _standing(state) if state else Standing("ok", scene.end)
     after = next_state(
         before,
@@ -245,6 +255,7 @@ def _step(rule: models.AlertRule, scene: Scene, judged: Judgement, state: models
         "window_end": scene.end.isoformat(),
         "missing_since": after.missing_since.isoformat() if after.missing_since else None,
         "reason": reason,
+        "judged_by": list(judged_by),
     }
     return _Step(alert_episodes.slice_key(scene.slice), scene, before, after, evidence, reason)
 
@@ -262,7 +273,10 @@ def _of_end(step: _Step, alert: models.Alert) -> dict[str, Any]:
 def _slices(
     rule: models.AlertRule, window: Cells, week: Cells, states: Mapping[str, models.AlertState]
 ) -> list[dict[str, str]]:
-    """Every slice of the rule's scopes with outputs in the window or the week before, and those that still stand."""
+    """Every slice of the rule's scopes with outputs in the window or the week before, and those that still fire.
+
+    Of more than MOST_SLICES also those that were among them and still have outputs.
+    """
     found: dict[str, dict[str, str]] = {}
     for scope in rule.scopes:
         if scope == "project" or scope in rule.match:
@@ -278,7 +292,8 @@ def _slices(
             of = {**rule.match, scope: value}
             found[alert_episodes.slice_key(of)] = of
     for key, state in states.items():
-        found.setdefault(key, dict(state.slice))
+        if key not in found and (state.alert_id or any(part.within(state.slice).cells for part in (window, week))):
+            found[key] = dict(state.slice)
     return list(found.values())
 
 
@@ -296,11 +311,18 @@ _WRITE = sa.text(
     RETURNING slice_key
     """
 )
-# A slice that has shown nothing for as long as a baseline is no longer worth a row.
 _FORGET = sa.text(
-    "DELETE FROM alert_states WHERE rule_id = :rule AND alert_id IS NULL AND slice <> CAST(:match AS jsonb) "
-    "AND state = 'no_data' AND since < :before"
+    "DELETE FROM alert_states WHERE rule_id = :rule AND alert_id IS NULL AND slice_key = ANY(CAST(:gone AS text[]))"
 )
+
+
+def _forget(session: orm.Session, rule: models.AlertRule, states: dict[str, models.AlertState], kept: set[str]) -> None:
+    """A slice that has shown nothing for as long as a baseline is no longer worth a row, nor being judged."""
+    gone = [key for key in states if key not in kept]
+    if gone:
+        session.execute(_FORGET, {"rule": rule.id, "gone": gone})
+    for key in gone:
+        del states[key]
 
 
 def _write_states(session: orm.Session, rule: models.AlertRule, at: dt.datetime, steps: Sequence[_Step]) -> set[str]:
@@ -317,9 +339,7 @@ def _write_states(session: orm.Session, rule: models.AlertRule, at: dt.datetime,
         for step in steps
     ]
     values = {"rule": rule.id, "project": rule.project_id, "bucket": at, "rows": json.dumps(rows)}
-    moved = set(session.scalars(_WRITE, values))
-    session.execute(_FORGET, {"rule": rule.id, "match": json.dumps(rule.match), "before": at - WEEK})
-    return moved
+    return set(session.scalars(_WRITE, values))
 
 
 def _link(session: orm.Session, state: models.AlertState, alert: models.Alert | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -87,6 +88,19 @@ def test_a_version_that_is_bad_from_its_first_hour_is_compared_with_what_was_bef
     assert state.state == "firing"
     assert state.evidence["baseline_of"] == "project"
     assert state.evidence["baseline"] == pytest.approx(0.05)
+
+
+def test_a_slice_is_as_new_as_the_policy_that_decides_it(session: orm.Session, project: models.Project) -> None:
+    """Hours of a fault under a policy of today are no baseline of their own, however old the slice is."""
+    rule = watched.rule(session, project.id, "baseline", scopes=("endpoint",), min_n=50)
+    watched.lay_week(session, project.id)
+    rules: list[dict[str, Any]] = [{"match": {}, "conf_threshold": 0.8, "sim_threshold": "auto"}]
+    session.add(models.PolicyVersion(project_id=project.id, version=2, rules=rules, created_by="test"))
+    session.flush()
+    for hours in (4, 3, 2, 1):
+        watched.lay(session, project.id, END - hours * HOUR, 100, 40, policy_version=2)
+    watched.tick(session, project.id)
+    assert watched.state(session, rule, endpoint="/describe").evidence["baseline_of"] == "project"
 
 
 def test_the_line_stays_while_it_fires_however_long_the_fault_lasts(

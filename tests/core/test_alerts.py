@@ -402,6 +402,36 @@ def test_slices_that_showed_nothing_for_a_week_are_forgotten(session: orm.Sessio
     assert watched.state(session, rule).state == "no_data"
 
 
+def test_a_silence_rule_forgets_slices_that_are_gone_too(session: orm.Session, project: models.Project) -> None:
+    """Whoever may send events may invent endpoints without end; each would be judged for ever."""
+    watched.rule(session, project.id, "no_data", scopes=("project", "endpoint"))
+    watched.lay(session, project.id, END - MINUTES_5, 5, endpoint="/old")
+    watched.tick(session, project.id)
+    assert len(session.scalars(sa.select(models.AlertState)).all()) == 2
+    for days in range(1, 10):
+        while watched.tick(session, project.id, days * DAY).has_more:
+            pass
+    assert [state.slice for state in session.scalars(sa.select(models.AlertState))] == [{}]
+
+
+def test_an_alert_is_not_held_to_the_line_of_a_policy_that_is_gone(
+    session: orm.Session, project: models.Project
+) -> None:
+    rule = watched.rule(session, project.id, "baseline")
+    watched.lay_week(session, project.id)
+    watched.lay(session, project.id, END - MINUTES_5, 100, flagged=40)
+    watched.tick(session, project.id)
+    assert watched.state(session, rule).state == "firing"
+    old_line = watched.state(session, rule).evidence["line"]
+    rules: list[dict[str, Any]] = [{"match": {}, "conf_threshold": 0.8, "sim_threshold": 0.6}]
+    session.add(models.PolicyVersion(project_id=project.id, version=2, rules=rules, created_by="test"))
+    session.flush()
+    watched.tick(session, project.id, MINUTES_5)
+    state = watched.state(session, rule)
+    assert old_line is not None
+    assert (state.state, state.evidence["line"]) == ("firing", None), "nothing is known yet of the new policy"
+
+
 def test_projects_without_rules_are_not_evaluated(
     session: orm.Session, project: models.Project, stranger: models.Project
 ) -> None:

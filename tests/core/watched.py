@@ -34,6 +34,7 @@ def lay(
     is_late: bool = False,
     confidence: float | None = 0.9,
     is_calibrated: bool = True,
+    policy_version: int = 1,
     **dimensions: str,
 ) -> None:
     """n checked outputs in the bucket of `at`, the first `flagged` of them flagged."""
@@ -49,7 +50,9 @@ def lay(
         made = [factories.decided(None, None, outcome=outcome, **about) for _ in range(n)]
     else:
         made = [factories.decided(0.01 if i < flagged else 0.5, is_calibrated=is_calibrated, **about) for i in range(n)]
-    rollups.add(session, [replace(one, checker_id=checker_id) for one in made])
+    under = [replace(one.decision, policy_version=policy_version) for one in made]
+    pairs = zip(made, under, strict=True)
+    rollups.add(session, [replace(one, checker_id=checker_id, decision=decision) for one, decision in pairs])
 
 
 def lay_week(
