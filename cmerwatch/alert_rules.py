@@ -233,7 +233,7 @@ def find(session: orm.Session, project_id: uuid.UUID) -> list[models.AlertRule]:
 
 def get(session: orm.Session, project_id: uuid.UUID, rule_id: uuid.UUID) -> models.AlertRule:
     """Raises NotFound for an absent, a deleted and another project's rule alike."""
-    rule = session.get(models.AlertRule, rule_id)
+    rule = session.get(models.AlertRule, rule_id, populate_existing=True)
     if rule is None or rule.project_id != project_id or rule.deleted_at is not None:
         raise errors.NotFound(f"There is no alert rule {rule_id} in this project.", id=str(rule_id))
     return rule

@@ -206,6 +206,27 @@ def test_a_silence_from_an_alert_covers_its_rule_and_slice_and_can_be_ended(
     assert {"silence.create", "silence.end"} <= set(noted)
 
 
+def test_an_alert_of_a_deleted_rule_silences_nothing(
+    console: TestClient, session: orm.Session, project: models.Project, engineer: None
+) -> None:
+    """Without a rule, a silence for the whole project would hush every other rule too."""
+    alert = fire(session, project)
+    console.post(f"/alerts/rules/{alert.rule_id}/delete")
+    answer = console.post(f"/alerts/{alert.id}/silence", data={"duration": "4h"})
+    assert answer.status_code == 409
+    assert silences.find(session, project.id) == []
+
+
+def test_a_time_with_its_zone_is_taken_as_that_zones(
+    console: TestClient, session: orm.Session, project: models.Project, engineer: None
+) -> None:
+    until = (dt.datetime.now(dt.UTC) + dt.timedelta(hours=5)).replace(microsecond=0)
+    typed = until.astimezone(dt.timezone(dt.timedelta(hours=2))).isoformat()
+    console.post("/alerts/silences", data={"until": typed, "reason": "test"})
+    [silence] = silences.find(session, project.id)
+    assert silence.ends_at == until
+
+
 def test_a_silence_form_refused_keeps_what_was_typed(
     console: TestClient, session: orm.Session, project: models.Project, engineer: None
 ) -> None:

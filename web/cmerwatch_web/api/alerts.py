@@ -135,6 +135,7 @@ def get_rule(rule: uuid.UUID, principal: deps.MaySeeAlerts, session: deps.Sessio
 def patch_rule(rule: uuid.UUID, principal: deps.MayAlert, body: Body, session: deps.Session) -> JSONResponse:
     """An edit of what is judged ends what fires under the rule, and says so to whoever was told."""
     sent = schemas.read(RuleBody, body)
+    alert_rules.lock(session, principal.project_id)  # before what is not sent is read: another may be changing it
     old = alert_rules.read(alert_rules.get(session, principal.project_id, rule))
     fields = sent.over({name: getattr(old, name) for name in RuleFields.__dataclass_fields__})
     changed = alert_edits.change(session, principal.project_id, rule, fields)

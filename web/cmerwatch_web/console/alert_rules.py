@@ -162,6 +162,7 @@ def switch_rule(session: auth.Session, viewer: Alerting, rule: uuid.UUID, fields
     turn = str(fields.get("turn"))
     if turn not in ("on", "off"):
         raise errors.Invalid("`turn` must be on or off.", field="turn")
+    alert_rules.lock(session, viewer.project_id)  # before the rest of the rule is read: another may be changing it
     old = alert_rules.read(alert_rules.get(session, viewer.project_id, rule))
     alert_edits.change(session, viewer.project_id, rule, replace(old, is_enabled=turn == "on"))
     _note(session, viewer, "alert_rule.change", rule, enabled=turn == "on")

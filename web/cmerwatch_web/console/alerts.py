@@ -272,15 +272,17 @@ def silence_alert(
     reason: Text = "",
     back: Text = "",
 ) -> Response:
-    """This rule and exactly this slice, for so long."""
+    """This rule, for this slice and whatever lies within it, for so long."""
     row = alert_views.get(session, viewer.project_id, alert)
+    if row.rule.deleted_at is not None:  # a silence without a rule would hush every other one
+        raise errors.Conflict("The rule of this alert was deleted, so there is nothing left to silence.")
     made = silences.create(
         session,
         viewer.project_id,
         created_by=viewer.actor,
         reason=pages.storable(reason) or "silenced from the alert",
         ends_at=_until(duration, ""),
-        rule_id=row.rule.id if row.rule.deleted_at is None else None,
+        rule_id=row.rule.id,
         match=row.slice,
     )
     _note(session, viewer, "silence.create", made)
@@ -310,10 +312,11 @@ def show_alert(request: Request, session: auth.Session, viewer: auth.Viewer, ale
 
 
 def _until(duration: str, until: str) -> dt.datetime:
-    """A moment typed as the browser's field gives it (UTC) wins over a duration from the list."""
+    """A moment typed as the browser's field gives it (UTC, unless it names its zone) wins over a duration."""
     if until.strip():
         try:
-            return dt.datetime.fromisoformat(until.strip()).replace(tzinfo=dt.UTC)
+            typed = dt.datetime.fromisoformat(until.strip())
+            return typed.astimezone(dt.UTC) if typed.tzinfo else typed.replace(tzinfo=dt.UTC)
         except ValueError:
             raise errors.Invalid("`until` must be a time such as 2026-11-24T09:00, in UTC.", field="until") from None
     if duration not in _SECONDS:
