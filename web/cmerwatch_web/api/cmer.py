@@ -76,7 +76,9 @@ def _checker(session: orm.Session, project_id: uuid.UUID, name: str | None) -> m
     """The one named, else the one that checks this project now; None before the first check."""
     if name is None:
         return cmer_series.current_checker(session, project_id)
-    found = session.scalar(sa.select(models.Checker).where(models.Checker.name == name))
+    # A bundle's new reference is another row under the same name: the newest is what is meant.
+    named = sa.select(models.Checker).where(models.Checker.name == name).order_by(models.Checker.id.desc())
+    found = session.scalar(named.limit(1))
     if found is None:
         raise errors.Invalid("`checker` names none that ever checked here; copy its whole id.", field="checker")
     return found
