@@ -19,6 +19,7 @@ SEVERITIES = ("info", "warning", "critical")
 MAX_NAME = 100
 MOST = 50  # channels of one project
 
+_ENTERED = ("url", "routing_key", "secret")  # of a configuration, what a person gives; the rest is made by us
 _DEMO = (("slack", "Demo: Slack"), ("pagerduty", "Demo: PagerDuty"), ("webhook", "Demo: webhook"))
 
 
@@ -73,7 +74,10 @@ def update(
     config: Mapping[str, str] | None = None,
 ) -> models.Channel:
     """Change what is given; a new configuration enables the channel again."""
-    channel = get(session, principal.project_id, channel_id)
+    if config:
+        # Before the row is locked: it may ask a resolver, and whoever records a message waits for the row.
+        _require_reachable(*_reconfigured(get(session, principal.project_id, channel_id), config))
+    channel = _locked(session, principal, channel_id)
     if name is not None:
         _require_name(name)
         channel.name = name.strip()
@@ -90,7 +94,7 @@ def update(
 
 def rotate_secret(session: orm.Session, principal: access.Principal, channel_id: uuid.UUID) -> Made:
     """A webhook's new secret; the old one signs beside it for a day. Raises Invalid for other kinds."""
-    channel = get(session, principal.project_id, channel_id)
+    channel = _locked(session, principal, channel_id)
     if channel.kind != "webhook":
         raise errors.Invalid("Only a webhook has a secret of ours to rotate.", field="kind")
     config = webhook.rotated(_opened(channel), dt.datetime.now(dt.UTC))
@@ -101,14 +105,14 @@ def rotate_secret(session: orm.Session, principal: access.Principal, channel_id:
 
 def enable(session: orm.Session, principal: access.Principal, channel_id: uuid.UUID) -> models.Channel:
     """Messages that waited go out; of each alert only the newest."""
-    channel = get(session, principal.project_id, channel_id)
+    channel = _locked(session, principal, channel_id)
     channel.disabled_at = channel.disabled_reason = None
     _audit(session, principal, "enable", channel)
     return channel
 
 
 def disable(session: orm.Session, principal: access.Principal, channel_id: uuid.UUID) -> models.Channel:
-    channel = get(session, principal.project_id, channel_id)
+    channel = _locked(session, principal, channel_id)
     channel.disabled_at = channel.disabled_at or dt.datetime.now(dt.UTC)
     channel.disabled_reason = channel.disabled_reason or f"Switched off by {principal.actor.removeprefix('user:')}."
     _audit(session, principal, "disable", channel)
@@ -117,7 +121,7 @@ def disable(session: orm.Session, principal: access.Principal, channel_id: uuid.
 
 def delete(session: orm.Session, principal: access.Principal, channel_id: uuid.UUID) -> None:
     """It stays in the history of deliveries, without its configuration; what it still had to send is not sent."""
-    channel = get(session, principal.project_id, channel_id)
+    channel = _locked(session, principal, channel_id)
     channel.deleted_at = dt.datetime.now(dt.UTC)
     channel.sealed_config = b""
     mine = models.Delivery.channel_id == channel.id
@@ -129,7 +133,7 @@ def delete(session: orm.Session, principal: access.Principal, channel_id: uuid.U
 
 def test(session: orm.Session, principal: access.Principal, channel_id: uuid.UUID) -> models.Delivery:
     """Ask a worker to send a test message; the delivery's state tells what became of it. One waits at a time."""
-    channel = get(session, principal.project_id, channel_id)
+    channel = _locked(session, principal, channel_id)
     waiting = sa.select(models.Delivery).where(
         models.Delivery.channel_id == channel.id, models.Delivery.kind == "test", models.Delivery.state == "pending"
     )
@@ -166,24 +170,47 @@ def ensure_demo(session: orm.Session, project_id: uuid.UUID, project_slug: str, 
     return secret
 
 
+def _locked(session: orm.Session, principal: access.Principal, channel_id: uuid.UUID) -> models.Channel:
+    """As it is now, and nobody else's until the commit: what is read of a configuration is written back whole, and of
+    two people at once the one would undo what the other was told. Raises NotFound like `get`."""
+    get(session, principal.project_id, channel_id)
+    session.get(models.Channel, channel_id, with_for_update=True, populate_existing=True)
+    return get(session, principal.project_id, channel_id)
+
+
 def _configured(kind: str, given: Mapping[str, str]) -> notify.Config:
     if kind not in notify.KINDS:
         raise errors.Invalid(f"`kind` must be one of: {', '.join(notify.KINDS)}.", field="kind")
     config = notify.KINDS[kind].configure(given)
-    outbound.check(notify.KINDS[kind].url(config), settings.current().allowed_targets)
+    _require_reachable(kind, config)
     return config
+
+
+def _require_reachable(kind: str, config: notify.Config) -> None:
+    outbound.check(notify.KINDS[kind].url(config), settings.current().allowed_targets)
 
 
 def _reconfigure(channel: models.Channel, given: Mapping[str, str]) -> notify.Config:
-    """What is not given stays, as far as it can be read: under a lost secret key all of it is entered again."""
-    try:
-        kept = {name: value for name, value in _opened(channel).items() if name in ("url", "routing_key", "secret")}
-    except sealing.Unreadable:
-        kept = {}
-    config = _configured(channel.kind, {**kept, **given})
+    kind, config = _reconfigured(channel, given)
     channel.sealed_config = _sealed(channel.id, config)
-    channel.hint = notify.KINDS[channel.kind].hint(config)
+    channel.hint = notify.KINDS[kind].hint(config)
     return config
+
+
+def _reconfigured(channel: models.Channel, given: Mapping[str, str]) -> tuple[str, notify.Config]:
+    """Its kind, and its configuration with what is given. What is not given stays, as far as it can be read: under a
+    lost secret key all of it is entered again."""
+    try:
+        known = _opened(channel)
+    except sealing.Unreadable:
+        known = {}
+    kept = {name: value for name, value in known.items() if name in _ENTERED}
+    if not given.get("secret", "").strip():  # an empty field of a form; one made here would be told to nobody
+        given = {name: value for name, value in given.items() if name != "secret"}
+    config = notify.KINDS[channel.kind].configure({**kept, **given})
+    # A new address does not end the day that the secret before the last goes on signing; a new secret does.
+    rest = {} if "secret" in given else {name: value for name, value in known.items() if name not in _ENTERED}
+    return channel.kind, {**config, **rest}
 
 
 def _insert(

@@ -37,9 +37,11 @@ ACTOR = "dispatcher"
 _INCIDENTS = [name for name, kind in notify.KINDS.items() if kind.has_incidents]
 
 # `d` a delivery, `a` its alert, `c` the channel; `e` another delivery of the same channel, `ea` its alert.
-_SAME_THREAD = (
-    "e.channel_id = d.channel_id AND (e.alert_id = d.alert_id OR "
-    "(c.kind = ANY(:incidents) AND ea.rule_id = a.rule_id AND ea.slice_key = a.slice_key))"
+# What belongs together is told by equal keys, not by comparing pairs: a channel that was down for a day may have tens
+# of thousands of messages waiting, and pairs of them would take longer than a statement may.
+_THREAD = (
+    "d.channel_id, CASE WHEN c.kind = ANY(:incidents) AND a.id IS NOT NULL "
+    "THEN a.rule_id::text || a.slice_key ELSE d.alert_id::text END"
 )
 _TRIED = "(e.attempts > 0 OR e.lease_token IS NOT NULL)"
 _DUE = (
@@ -62,21 +64,23 @@ _SUPERSEDE = sa.text(
     f"""
     UPDATE deliveries SET state = 'superseded', last_error = 'A newer message of this alert took its place.'
     WHERE id = ANY (ARRAY (
-        SELECT d.id FROM deliveries d JOIN channels c ON c.id = d.channel_id LEFT JOIN alerts a ON a.id = d.alert_id
-        WHERE d.channel_id = ANY(:channels) AND d.state = 'pending' AND EXISTS (
-            SELECT 1 FROM deliveries e LEFT JOIN alerts ea ON ea.id = e.alert_id
-            WHERE e.state = 'pending' AND e.sequence > d.sequence AND {_SAME_THREAD})))
+        SELECT id FROM (
+            SELECT d.id, d.sequence < max(d.sequence) OVER (PARTITION BY {_THREAD}) AS is_older
+            FROM deliveries d JOIN channels c ON c.id = d.channel_id LEFT JOIN alerts a ON a.id = d.alert_id
+            WHERE d.channel_id = ANY(:channels) AND d.state = 'pending' AND d.alert_id IS NOT NULL
+        ) AS waiting WHERE is_older))
     """
 )
 _NOTHING_TO_RESOLVE = sa.text(
     f"""
     UPDATE deliveries SET state = 'superseded', last_error = 'Nothing was triggered, so there is nothing to resolve.'
     WHERE id = ANY (ARRAY (
-        SELECT d.id FROM deliveries d JOIN channels c ON c.id = d.channel_id LEFT JOIN alerts a ON a.id = d.alert_id
+        SELECT d.id FROM deliveries d JOIN channels c ON c.id = d.channel_id JOIN alerts a ON a.id = d.alert_id
         WHERE d.channel_id = ANY(:channels) AND d.state = 'pending' AND d.kind = 'resolved'
           AND c.kind = ANY(:incidents) AND NOT {_TRIED.replace("e.", "d.")} AND NOT EXISTS (
-            SELECT 1 FROM deliveries e LEFT JOIN alerts ea ON ea.id = e.alert_id
-            WHERE e.sequence < d.sequence AND {_TRIED} AND {_SAME_THREAD})))
+            SELECT 1 FROM deliveries e JOIN alerts ea ON ea.id = e.alert_id
+            WHERE e.channel_id = d.channel_id AND ea.rule_id = a.rule_id AND ea.slice_key = a.slice_key
+              AND e.sequence < d.sequence AND {_TRIED})))
     """
 )
 _STALE_TESTS = sa.text(
@@ -101,19 +105,22 @@ _LEASE = sa.text(
 )
 _LEASED = sa.text(
     """
-    SELECT d.id, d.channel_id, d.project_id, d.notice, d.sealed_config, d.attempts, c.kind, c.sealed_config AS current,
+    SELECT d.id, d.channel_id, d.project_id, d.notice, d.sealed_config, d.attempts, c.kind,
         NOT EXISTS (SELECT 1 FROM deliveries e WHERE e.channel_id = d.channel_id AND e.alert_id = d.alert_id
                     AND e.state = 'delivered') AS is_first
     FROM deliveries d JOIN channels c ON c.id = d.channel_id WHERE d.lease_token = :token AND d.state = 'pending'
     """
 )
 
-# The first two read the partial index on what is pending.
+# The first two read the partial index on what is pending. What waits for a channel that is off waits for a person.
 _COUNTS = sa.text(
     """
     SELECT
-        (SELECT count(*) FROM deliveries WHERE state = 'pending') AS waiting,
-        (SELECT count(*) FROM deliveries WHERE state = 'pending' AND next_at < now() - interval '1 minute') AS overdue,
+        (SELECT count(*) FROM deliveries d JOIN channels c ON c.id = d.channel_id
+         WHERE d.state = 'pending' AND c.deleted_at IS NULL) AS waiting,
+        (SELECT count(*) FROM deliveries d JOIN channels c ON c.id = d.channel_id
+         WHERE d.state = 'pending' AND c.deleted_at IS NULL AND (c.disabled_at IS NULL OR d.kind = 'test')
+           AND greatest(d.next_at, c.next_send_at) < now() - interval '1 minute') AS overdue,
         (SELECT count(*) FROM deliveries WHERE state = 'dead' AND created_at > now() - interval '1 day') AS dead_today,
         (SELECT count(*) FROM channels WHERE disabled_at IS NOT NULL AND deleted_at IS NULL) AS channels_off
     """
@@ -122,7 +129,7 @@ _COUNTS = sa.text(
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """A message leased to a sender. `is_current`: its configuration is still the channel's."""
+    """A message leased to a sender."""
 
     id: uuid.UUID
     channel_id: uuid.UUID
@@ -131,7 +138,6 @@ class Claimed:
     stored_notice: Mapping[str, Any]
     is_first: bool
     sealed_config: bytes
-    is_current: bool
 
     @property
     def notice(self) -> Notice:
@@ -241,7 +247,6 @@ def _claimed(row: sa.Row[Any]) -> Claimed:
         stored_notice=row.notice,
         is_first=row.is_first,
         sealed_config=bytes(row.sealed_config),
-        is_current=bytes(row.sealed_config) == bytes(row.current),
     )
 
 
@@ -274,7 +279,9 @@ def _failed(
         delivery.state = "dead"
     else:
         delivery.next_at = now + dt.timedelta(seconds=after)
-    if isinstance(outcome, notify.Dead) and outcome.disables and claimed.is_current and channel.disabled_at is None:
+    # Somebody may have mended the channel while this was in the air.
+    is_current = claimed.sealed_config == bytes(channel.sealed_config)
+    if isinstance(outcome, notify.Dead) and outcome.disables and is_current and channel.disabled_at is None:
         channel.disabled_at, channel.disabled_reason = now, reason
         access.audit(session, ACTOR, "channel.disable", f"channel:{channel.id}", channel.project_id, reason=reason)
 

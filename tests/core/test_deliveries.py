@@ -70,7 +70,7 @@ def test_a_claimed_message_is_nobody_elses_until_its_lease_runs_out(
 ) -> None:
     delivery = alerting.message(session, webhook, alert)
     [(first, token)] = claim(session)
-    assert (first.id, first.is_first, first.is_current) == (delivery.id, True, True)
+    assert (first.id, first.is_first) == (delivery.id, True)
     assert claim(session) == []
     alerting.pass_time(session)
     [(again, other)] = claim(session)
@@ -189,6 +189,60 @@ def test_a_permanent_error_disables_the_channel_and_says_so_in_the_audit_log(
     session.flush()
     assert attempt(session, Delivered()) is not None
     assert state(session, waiting) == "delivered"
+
+
+def test_an_error_of_the_old_configuration_leaves_a_mended_channel_on(
+    session: orm.Session, project: models.Project, webhook: models.Channel, alert: models.Alert
+) -> None:
+    """Somebody enters a new address while a message to the old one is in the air."""
+    alerting.message(session, webhook, alert)
+    [(claimed, token)] = claim(session)
+    channels.update(session, alerting.principal(project.id), webhook.id, config={"url": f"{URL}/new"})
+    session.flush()
+    assert deliveries.record(session, claimed, token, Dead("The receiver answered 410.", disables=True), 410)
+    session.refresh(webhook)
+    assert (webhook.disabled_at, webhook.last_error) == (None, "The receiver answered 410.")
+
+
+def test_a_channel_that_was_down_for_long_does_not_stop_all_messages(
+    session: orm.Session, project: models.Project, webhook: models.Channel, pagerduty: models.Channel
+) -> None:
+    """A statement may take 30 seconds: one that compared every waiting message with every other would be ended each
+    time, and with it the messages of every project."""
+    rows = sa.text(
+        """
+        WITH made AS (
+            INSERT INTO alerts (id, project_id, rule_id, rule_name, rule_version, severity, slice_key, slice, fired_at)
+            SELECT gen_random_uuid(), :project, gen_random_uuid(), 'rule', 1, 'warning', '', '{}', now()
+            FROM generate_series(1, 10000) RETURNING id
+        )
+        INSERT INTO deliveries (id, project_id, channel_id, alert_id, transition_id, kind, notice)
+        SELECT gen_random_uuid(), :project, channel, id, gen_random_uuid(), kind, '{}'
+        FROM made, unnest(CAST(:channels AS uuid[])) AS channel, unnest(ARRAY['firing', 'repeat']) AS kind
+        """
+    )
+    session.execute(rows, {"project": project.id, "channels": [webhook.id, pagerduty.id]})
+    session.execute(sa.text("SET LOCAL statement_timeout = '20s'"))
+    assert {one.channel_id for one, _ in claim(session)} == {webhook.id, pagerduty.id}
+    states = sa.select(models.Delivery.state, sa.func.count()).group_by(models.Delivery.state)
+    assert {state: n for state, n in session.execute(states)} == {"pending": 20_000, "superseded": 20_000}
+
+
+def test_overdue_is_what_a_sender_should_have_taken_and_not_what_waits_for_a_person(
+    session: orm.Session, project: models.Project, webhook: models.Channel, pagerduty: models.Channel
+) -> None:
+    late, held, off, gone = (alerting.channel(session, project.id, "slack", f"{URL}/{n}") for n in range(4))
+    for channel in (late, held, off, gone):
+        alerting.message(session, channel, alerting.alert(session, project.id))
+    channels.disable(session, alerting.principal(project.id), off.id)
+    gone.deleted_at = sa.func.now()  # while the message was being written
+    session.flush()
+    session.execute(sa.text("UPDATE deliveries SET next_at = now() - interval '1 hour'"))
+    session.execute(sa.text("UPDATE channels SET next_send_at = now() - interval '1 hour'"))
+    held.next_send_at = sa.func.now() + dt.timedelta(hours=1)  # as the service asked
+    session.flush()
+    found = deliveries.counts(session)
+    assert (found.overdue, found.waiting, found.channels_off) == (1, 3, 1)
 
 
 def test_a_test_is_tried_once_even_on_a_channel_that_is_off(
@@ -347,13 +401,13 @@ def test_a_resolve_uses_the_key_its_trigger_was_sent_with(
     alerting.message(session, pagerduty, alert, "resolved")
     claimed = attempt(session, Dead("PagerDuty answered 404.", disables=True), 404)
     assert claimed is not None
-    assert (claimed.sealed_config, claimed.is_current) == (old, False)
+    assert claimed.sealed_config == old != pagerduty.sealed_config
     session.refresh(pagerduty)
     assert pagerduty.disabled_at is None  # the new key did not fail
     alerting.message(session, pagerduty, alerting.alert(session, project.id))
     claimed = attempt(session, Delivered())
     assert claimed is not None
-    assert claimed.is_current
+    assert claimed.sealed_config == pagerduty.sealed_config
 
 
 def test_a_firing_that_never_arrived_is_retried_with_the_mended_configuration(
@@ -366,7 +420,7 @@ def test_a_firing_that_never_arrived_is_retried_with_the_mended_configuration(
     session.flush()
     claimed = attempt(session, Delivered())
     assert claimed is not None
-    assert claimed.is_current
+    assert claimed.sealed_config == pagerduty.sealed_config
 
 
 @dataclass

@@ -189,6 +189,29 @@ def test_a_new_secret_signs_beside_the_old_one(http: TestClient, admin: dict[str
     assert rotated["secret"] != body["secret"]
 
 
+def test_a_new_address_leaves_the_old_secret_its_day(
+    http: TestClient, admin: dict[str, str], session: orm.Session
+) -> None:
+    body = made(http, admin)
+    rotated = http.post(f"/v1/channels/{body['id']}/rotate-secret", headers=admin).json()
+    http.patch(f"/v1/channels/{body['id']}", json={"url": "https://192.0.2.2/"}, headers=admin)
+    config = alerting.opened(session.get_one(models.Channel, uuid.UUID(body["id"])))
+    assert (config["url"], config["secret"]) == ("https://192.0.2.2/", rotated["secret"])
+    assert config["old_secret"] == body["secret"]
+    entered = alerting.opened(session.get_one(models.Channel, uuid.UUID(made(http, admin)["id"])))["secret"]
+    http.patch(f"/v1/channels/{body['id']}", json={"secret": entered}, headers=admin)
+    session.expire_all()
+    config = alerting.opened(session.get_one(models.Channel, uuid.UUID(body["id"])))
+    assert (config["secret"], "old_secret" in config) == (entered, False)
+
+
+def test_an_empty_secret_changes_nothing(http: TestClient, admin: dict[str, str], session: orm.Session) -> None:
+    body = made(http, admin)
+    assert http.patch(f"/v1/channels/{body['id']}", json={"secret": " "}, headers=admin).status_code == 200
+    config = alerting.opened(session.get_one(models.Channel, uuid.UUID(body["id"])))
+    assert config["secret"] == body["secret"]
+
+
 def test_a_deleted_channel_is_gone_with_its_configuration(
     http: TestClient, admin: dict[str, str], session: orm.Session, project: models.Project
 ) -> None:
@@ -225,13 +248,13 @@ def test_a_project_has_at_most_fifty_channels(
 def test_metrics_tell_what_could_not_be_told(
     http: TestClient, admin: dict[str, str], session: orm.Session, project: models.Project
 ) -> None:
-    body = made(http, admin)
-    channel = session.get_one(models.Channel, uuid.UUID(body["id"]))
+    off = made(http, admin)
+    channel = session.get_one(models.Channel, uuid.UUID(made(http, admin)["id"]))
     late, dead = (alerting.message(session, channel, alerting.alert(session, project.id)) for _ in range(2))
-    late.next_at = alerting.AT
+    late.next_at = channel.next_send_at = alerting.AT
     dead.state = "dead"
     session.commit()
-    http.patch(f"/v1/channels/{body['id']}", json={"enabled": False}, headers=admin)
+    http.patch(f"/v1/channels/{off['id']}", json={"enabled": False}, headers=admin)
     lines = http.get("/metrics").text.splitlines()
     for name in ("messages_waiting", "messages_overdue", "messages_dead", "channels_off"):
         assert f"cmerwatch_{name} 1" in lines

@@ -80,7 +80,7 @@ def _gauges(session: orm.Session) -> dict[str, tuple[str, float]]:
         ),
         "cmerwatch_messages_waiting": ("Alerts' messages not yet delivered.", messages.waiting),
         "cmerwatch_messages_overdue": (
-            "Of these, what a worker should have sent over a minute ago: no worker sends, or a channel is off.",
+            "Of these, what a worker should have sent a minute ago, not counting channels that are off.",
             messages.overdue,
         ),
         "cmerwatch_messages_dead": ("Messages given up in the last day.", messages.dead_today),
