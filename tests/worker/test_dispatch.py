@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 from standardwebhooks.webhooks import Webhook
 
-from cmerwatch import db, models, settings
+from cmerwatch import db, embedded, models, settings
 from cmerwatch_worker import dispatch
 from tests import alerting, factories, receiver, stack
 from tests.receiver import Got, Receiver, answering
@@ -264,6 +264,27 @@ def test_no_transaction_is_open_while_a_message_is_sent(sink: Receiver, project_
     stack.wait_until(lambda: dispatcher.tick() == 0 and stored(delivery_id).state == "delivered")
     dispatcher.close()
     assert open_transactions == [0]
+
+
+def test_a_stop_does_not_wait_for_ever_for_a_database_that_is_away(
+    sink: Receiver, project_id: uuid.UUID, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(dispatch, "POLL_SECONDS", 0.2)
+    monkeypatch.setattr(dispatch, "STOP_SECONDS", 1.0)
+    made, stopping = dispatch.Dispatcher(settings.current()), threading.Event()
+
+    def go_away(handler: BaseHTTPRequestHandler, got: Got) -> None:
+        db.configure(f"postgresql+psycopg://nobody@127.0.0.1:{embedded.free_port()}/away")
+        stopping.set()
+        receiver.reply(handler, 204)
+
+    sink.answer = go_away
+    fire(project_id, "webhook", sink.url)
+    thread = threading.Thread(target=made.run, args=(stopping,), daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert 1 <= len(caplog.records) <= 10, "one line a look, not one a moment"
 
 
 def test_a_row_that_cannot_be_read_holds_up_nobody(sink: Receiver, project_id: uuid.UUID) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import logging
+import math
 import threading
 import time
 import uuid
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 1.0
 SEND_SECONDS = 15.0  # for all of one message: resolving, connecting, TLS, answer
 LEASE_SECONDS = 60.0  # well over SEND_SECONDS, so that a live sender records before anyone else may send
+STOP_SECONDS = 10.0  # how long a stop waits for a database that is away; what stays unrecorded is sent again
 SENDERS = 32
 FOR_TROUBLED = 16  # of the senders: what failed last must leave some to what works
 
@@ -55,13 +57,18 @@ class Dispatcher:
         self._flying: dict[Future[Sent], Flight] = {}
 
     def run(self, stopping: threading.Event) -> None:
-        """Until `stopping` and nothing is in the air. A database that is away is tried again."""
-        while not stopping.is_set() or self._flying:
+        """Until `stopping` and nothing is in the air. A database that is away is tried again, after `stopping` for
+        STOP_SECONDS."""
+        give_up_at = math.inf
+        while (not stopping.is_set() or self._flying) and time.monotonic() < give_up_at:
             try:
                 if self.tick(may_claim=not stopping.is_set()):
                     continue
             except Exception as error:  # a thread that ended here would end all messages
                 log.warning("dispatching met an obstacle and goes on: %s", where(error))
+                if stopping.is_set():  # nothing to wait on: the event is set, and what landed stays unrecorded
+                    give_up_at = min(give_up_at, time.monotonic() + STOP_SECONDS)
+                    time.sleep(POLL_SECONDS)
                 stopping.wait(POLL_SECONDS)
             if self._flying:
                 wait(self._flying, POLL_SECONDS, FIRST_COMPLETED)
