@@ -92,8 +92,7 @@ def change_role(session: orm.Session, project_id: uuid.UUID, user_id: uuid.UUID,
     member(session, project_id, user_id)
     if role != "admin":
         _keep_an_admin(session, project_id, user_id)
-    row = session.get_one(models.Membership, (project_id, user_id), populate_existing=True)
-    row.role = role
+    _membership(session, project_id, user_id).role = role
     session.flush()
 
 
@@ -101,8 +100,16 @@ def remove(session: orm.Session, project_id: uuid.UUID, user_id: uuid.UUID) -> N
     """Out of this project at once: keys that act as them stop too. What they did stays, under their name."""
     member(session, project_id, user_id)
     _keep_an_admin(session, project_id, user_id)
-    session.delete(session.get_one(models.Membership, (project_id, user_id)))
+    session.delete(_membership(session, project_id, user_id))
     session.flush()
+
+
+def _membership(session: orm.Session, project_id: uuid.UUID, user_id: uuid.UUID) -> models.Membership:
+    """As it is now: another admin may have removed them since they were looked for."""
+    row = session.get(models.Membership, (project_id, user_id), populate_existing=True, with_for_update=True)
+    if row is None:
+        raise errors.NotFound("There is no such person in this project.")
+    return row
 
 
 def disable(session: orm.Session, user_id: uuid.UUID) -> None:

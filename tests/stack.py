@@ -20,9 +20,10 @@ from pathlib import Path
 
 import psycopg
 import pytest
+import sqlalchemy as sa
 from psycopg import sql
 
-from cmerwatch import embedded, migrate
+from cmerwatch import db, embedded, migrate
 
 TEMPLATE = "cmerwatch_template"
 START_SECONDS = 90
@@ -85,6 +86,13 @@ def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
     while not condition():
         assert time.monotonic() < end, f"not so within {seconds} seconds"
         time.sleep(0.02)
+
+
+def waits_for_a_lock() -> bool:
+    """Whether some transaction of this test's own database stands behind another."""
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    with db.SessionLocal() as session:
+        return session.scalars(sa.text(waiting)).one() > 0
 
 
 def _drop(name: str) -> sql.Composed:

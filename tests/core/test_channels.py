@@ -64,15 +64,9 @@ def in_turn(channel: models.Channel, first: Change, second: Change) -> list[Exce
         session.flush()
         thread.start()
         assert begun.wait(10)
-        stack.wait_until(lambda: not thread.is_alive() or _somebody_waits())
+        stack.wait_until(lambda: not thread.is_alive() or stack.waits_for_a_lock())
     thread.join()
     return raised
-
-
-def _somebody_waits() -> bool:
-    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    with db.SessionLocal() as session:
-        return session.scalars(sa.text(waiting)).one() > 0
 
 
 @pytest.mark.parametrize("first, second", [(rotate, move), (move, rotate)])

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from cmerwatch import access, db, errors, models, people
+from tests import stack
 
 PASSWORD = "correct horse battery"
 NEW = "a much better battery"
@@ -80,6 +81,30 @@ def test_of_two_admins_who_end_one_another_at_once_one_stays(committed: str, end
 
     with ThreadPoolExecutor(2) as pool:
         assert sorted(pool.map(act, pair)) == [False, True]
+
+
+@pytest.mark.parametrize("end", ENDS[:2], ids=["role", "remove"])
+def test_somebody_another_admin_is_just_removing_is_not_found(committed: str, end) -> None:  # type: ignore[no-untyped-def]
+    with db.transaction() as session:
+        project_id = access.create_project(session, "acme").id
+        access.create_user(session, project_id, "boss", "Boss", "admin")
+        user_id = access.create_user(session, project_id, "ada", "Ada", "reviewer").id
+    raised: list[Exception] = []
+
+    def act() -> None:
+        try:
+            with db.transaction() as session:
+                end(session, project_id, user_id)
+        except Exception as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=act)
+    with db.transaction() as session:
+        people.remove(session, project_id, user_id)
+        thread.start()
+        stack.wait_until(lambda: not thread.is_alive() or stack.waits_for_a_lock())
+    thread.join()
+    assert [type(error) for error in raised] == [errors.NotFound]
 
 
 def test_a_new_password_ends_every_session_and_link_and_the_old_password(
