@@ -520,6 +520,14 @@ def test_hostile_text_in_output_prompt_and_note_breaks_no_rule_and_runs_nothing(
     # The fixture `complaints` fails this test on any refusal by the content policy, in any of these pages.
 
 
+def test_on_a_phone_the_output_stands_above_the_verdicts_without_scrolling(site: Site, at_work: Reviewer) -> None:
+    flag(site, 2, output="A yellow square.", prompt="What is this?")
+    page = at_work(viewport={"width": 375, "height": 740})
+    output, deck = page.locator("[data-output]").bounding_box(), page.locator(".deck").bounding_box()
+    assert output is not None and deck is not None
+    assert output["y"] + output["height"] <= deck["y"]
+
+
 @pytest.mark.parametrize("width", [1440, 390])
 def test_a_hundred_thousand_characters_without_a_space_stay_within_the_page(
     site: Site, at_work: Reviewer, width: int

@@ -424,6 +424,7 @@ def test_an_expired_session_carries_the_form_through_the_sign_in(person: Person,
     assert "cmw" in rita.cookies
     assert f'action="{address}/resume"' in back.text
     assert "no &lt;b&gt;dog&lt;/b&gt; here" in back.text
+    assert "marks and a corrected output come back with it too" in words(back.text)
     page = rita.post(f"{address}/resume", data={"kept": hidden(back.text, "kept")})
     assert has_typed(page.text)
     assert "You had said hallucinated." in words(page.text)
