@@ -524,7 +524,8 @@ def test_on_a_phone_the_output_stands_above_the_verdicts_without_scrolling(site:
     flag(site, 2, output="A yellow square.", prompt="What is this?")
     page = at_work(viewport={"width": 375, "height": 740})
     output, deck = page.locator("[data-output]").bounding_box(), page.locator(".deck").bounding_box()
-    assert output is not None and deck is not None
+    assert output is not None
+    assert deck is not None
     assert output["y"] + output["height"] <= deck["y"]
 
 
