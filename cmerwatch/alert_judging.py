@@ -117,6 +117,8 @@ def _unseen(window: Counts, least: float) -> str:
 
 
 def _few(window: Counts, n: int, rule: models.AlertRule) -> str:
+    if window.outdated and window.undecided == window.scored:
+        return f"{window.scored:,} scored, none decided by the policy in force; what it decides from now on counts"
     if window.undecided and window.undecided == window.scored:
         return f"{window.undecided:,} scored, none decided: the checker is calibrating"
     what = "with a known confidence" if rule.metric == "cmer" else "decided"

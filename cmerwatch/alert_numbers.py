@@ -23,7 +23,7 @@ from cmerwatch.shapes import DIMENSIONS, Slice
 WEEK = dt.timedelta(days=7)
 DAYS_BACK = 14  # two weeks: with one, a slice that is new could not be told from one that rests at weekends
 
-_READ = ("scored", "unscorable", "invalid_image", "model_error", "undecided", "n", "flagged", "low")
+_READ = ("scored", "unscorable", "invalid_image", "model_error", "undecided", "outdated", "n", "flagged", "low")
 _OPEN = ("waiting", "quarantined")
 
 
@@ -36,6 +36,7 @@ class Counts:
     invalid_image: int = 0
     model_error: int = 0
     undecided: int = 0
+    outdated: int = 0  # decided when checked, but by a policy version that is not in force any more
     n: int = 0
     flagged: int = 0
     low: int = 0
@@ -183,6 +184,7 @@ _SEEN = ", ".join(f"sum({name})::int AS {name}" for name in ("scored", "unscorab
 _SUMS = (
     f"{_KEYS}, min(bucket) FILTER (WHERE policy_version = :policy AND scored > undecided) AS first, {_SEEN}, "
     f"(sum(scored) - coalesce(sum(scored - undecided) {_OWN}, 0))::int AS undecided, "
+    "coalesce(sum(scored - undecided) FILTER (WHERE policy_version <> :policy), 0)::int AS outdated, "
     f"coalesce(sum(n - late_n) {_OWN}, 0)::int AS n, "
     f"coalesce(sum(flagged - late_flagged) {_OWN}, 0)::int AS flagged, "
     f"coalesce(sum(low) {_OWN}, 0)::int AS low"

@@ -172,6 +172,7 @@ def test_outputs_decided_by_an_older_policy_do_not_count(session: orm.Session, p
     watched.tick(session, project.id)
     state = watched.state(session, rule)
     assert (state.state, state.evidence["n"], state.evidence["coverage"]) == ("insufficient", 0, 1.0)
+    assert state.reason == "100 scored, none decided by the policy in force; what it decides from now on counts"
 
 
 def test_a_checker_that_calibrates_is_told_as_the_reason(session: orm.Session, project: models.Project) -> None:
