@@ -319,6 +319,42 @@ def test_without_a_credential_nothing_but_the_door_opens(app: fastapi.FastAPI, f
         anyone.cookies.clear()
 
 
+def test_no_list_shows_anything_of_another_project(
+    app: fastapi.FastAPI, session: orm.Session, project: models.Project, foreign: dict[str, str]
+) -> None:
+    user = access.create_user(session, project.id, "ada", "Ada", "admin")
+    made = access.create_key(session, project.id, "x", ["read", "admin"])
+    cookie = access.open_console_session(session, user.id)
+    session.commit()
+    browser = TestClient(app, raise_server_exceptions=False, cookies={"cmw": cookie})
+    client = TestClient(app, raise_server_exceptions=False, headers={"Authorization": f"Bearer {made}"})
+    theirs = {name: value for name, value in foreign.items() if len(value) > 6 and name != "sha256"}
+    assert len(theirs) > 8
+    lists = [route.removeprefix("GET ") for route, _ in guarded() if route.startswith("GET ") and "{" not in route]
+    shown = {path: (client if path.startswith("/v1") else browser).get(path).text for path in lists}
+    assert {(path, name) for path, text in shown.items() for name, value in theirs.items() if value in text} == set()
+    assert [path for path, text in shown.items() if "stranger" in text] == []
+
+
+def test_no_form_of_another_site_is_taken(
+    app: fastapi.FastAPI, session: orm.Session, project: models.Project, foreign: dict[str, str]
+) -> None:
+    """A new page cannot forget it: whatever an admin's browser is made to send from elsewhere is refused."""
+    user = access.create_user(session, project.id, "ada", "Ada", "admin")
+    cookie = access.open_console_session(session, user.id)
+    session.commit()
+    elsewhere = {"sec-fetch-site": "cross-site"}
+    browser = TestClient(
+        app, raise_server_exceptions=False, follow_redirects=False, cookies={"cmw": cookie}, headers=elsewhere
+    )
+    pages = [
+        route for route in ROUTES if route.startswith("POST /") and not route.startswith(("POST /v1", "POST /sink"))
+    ]
+    ask = asker(browser, foreign, False)
+    assert {route: status for route in pages if (status := ask(route)) != 403} == {}
+    assert len(pages) > 30
+
+
 def test_a_cookie_opens_no_api_and_a_key_opens_no_page(
     console: TestClient, http: TestClient, read: dict[str, str]
 ) -> None:
