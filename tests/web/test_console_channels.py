@@ -91,6 +91,7 @@ def test_the_last_error_and_every_message_are_shown(
     assert page.count("The service answered 503.") == 2
     assert "failing" in page
     assert "retrying" in page
+    assert f'<a href="/alerts/{delivery.alert_id}">' in page
     assert "<script>alert" not in page
     assert "U+202E" in page
 

@@ -93,3 +93,19 @@ def test_a_slack_message_is_laid_out_from_its_plain_texts(demo: TestClient, proj
     page = demo.get("/sink").text
     assert "Roughly as Slack shows it" in page
     assert "46.3% [42.2%, 50.5%], n = 570</p>" in page
+
+
+def test_a_slack_messages_links_into_this_console_can_be_followed_and_no_others(
+    demo: TestClient, project: models.Project
+) -> None:
+    own = demo.app.state.settings.public_url  # type: ignore[attr-defined]
+    texts = [f"<{own}/?from=a&amp;endpoint=%2Fb|Open the slice>", "<https://elsewhere.example.com/|Sign in>"]
+    texts += [f"<{own}.example.com/|near>", "<javascript:alert(1)|run>"]
+    blocks = [{"type": "section", "text": {"type": "mrkdwn", "text": text}} for text in texts]
+    blocks.append({"type": "context", "text": {"type": "plain_text", "text": "shown"}})
+    demo.post("/sink/acme/slack", json={"blocks": blocks})
+    page = demo.get("/sink").text
+    assert f'<a href="{own}/?from=a&amp;endpoint=%2Fb">Open the slice</a>' in page
+    for other in ("elsewhere.example.com", f"{own}.example.com", "javascript:"):
+        assert f'<a href="{other}' not in page
+        assert f'<a href="https://{other}' not in page

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from typing import Any
 
 import fastapi
@@ -24,8 +26,10 @@ HEADERS = ("content-type", "webhook-id", "webhook-timestamp", "webhook-signature
 def show_sink(request: Request, session: auth.Session, viewer: auth.Viewer) -> Response:
     if not request.app.state.settings.demo_sink:
         raise errors.NotFound("There is nothing at this address.")
+    own = request.app.state.settings.public_url
     columns = {notify.KINDS[kind].label: sink.listed(session, viewer.project_id, kind, SHOWN) for kind in sink.KINDS}
-    return pages.render(request, "sink.html", viewer=viewer, columns=columns, headers=HEADERS, preview=preview)
+    shown = {"columns": columns, "headers": HEADERS, "preview": preview, "links": lambda message: links(message, own)}
+    return pages.render(request, "sink.html", viewer=viewer, **shown)
 
 
 def preview(message: models.SinkMessage) -> list[str]:
@@ -36,6 +40,15 @@ def preview(message: models.SinkMessage) -> list[str]:
         return []
     is_slack = message.kind == "slack" and isinstance(body, dict) and len(message.body) < MAX_PREVIEWED
     return _plain_texts(body.get("blocks"))[:MAX_TEXTS] if is_slack else []
+
+
+def links(message: models.SinkMessage, own: str) -> list[tuple[str, str]]:
+    """(address, text) of a Slack message's links into this console; anybody may post here, so no others."""
+    if message.kind != "slack" or len(message.body) >= MAX_PREVIEWED:
+        return []
+    found = re.findall(r"<(https?://[^|<>\"\\\s]+)\|([^<>\"\\]{1,60})>", message.body)
+    named = [(html.unescape(address), html.unescape(text)) for address, text in found[:MAX_TEXTS]]
+    return [(address, text) for address, text in named if address.startswith(own.rstrip("/") + "/")]
 
 
 def _plain_texts(node: Any, depth: int = 0) -> list[str]:
