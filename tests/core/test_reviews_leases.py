@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from sqlalchemy import orm
 
 from cmerwatch import access, db, errors, models, reviews
+from cmerwatch import people as accounts
 from tests import factories
 from tests.core import review_people as people
 
@@ -154,13 +155,20 @@ def test_a_lease_that_ended_is_taken_again_under_a_new_token(
     reviews.submit(session, ada, item.id, new, reviews.Answer("correct"))
 
 
+@pytest.mark.parametrize("who", ["eve", "ada"])
 @pytest.mark.parametrize("call", ["hold", "heartbeat", "give_back", "submit", "skip", "escalate", "undo"])
 def test_another_projects_item_does_not_exist(
-    session: orm.Session, project: models.Project, stranger: models.Project, call: str
+    session: orm.Session, project: models.Project, stranger: models.Project, call: str, who: str
 ) -> None:
+    """Nor for the very person who holds it, when they act in their other project."""
     (item,) = people.queue(session, project.id, 1)
-    eve = people.reviewer(session, stranger.id, "eve", "admin")
-    token = reviews.hold(session, people.reviewer(session, project.id, "ada"), item.id).lease.token
+    ada = people.reviewer(session, project.id, "ada")
+    token = reviews.hold(session, ada, item.id).lease.token
+    if who == "ada":
+        accounts.add(session, stranger.id, "ada", "Ada", "admin")
+        eve = people.signed_in(session, stranger.id, session.get_one(models.User, ada.user_id))
+    else:
+        eve = people.reviewer(session, stranger.id, "eve", "admin")
     more = {"submit": (token, reviews.Answer("correct")), "skip": (token, "no"), "escalate": (token, "no")}
     arguments = more.get(call, () if call in ("hold", "undo") else (token,))
     for wanted in (item.id, uuid.uuid4()):
