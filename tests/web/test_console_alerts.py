@@ -248,6 +248,7 @@ def test_a_silence_form_refused_keeps_what_was_typed(
         {"until": "tomorrow"},
         {"until": "2020-01-01T00:00"},
         {"until": "2999-01-01T00:00"},
+        {"until": "9999-12-31T23:59:59-14:00"},
         {"duration": "for ever"},
         {"rule": "x"},
         {"dimension": "colour", "value": "red"},

@@ -193,6 +193,9 @@ def test_a_window_without_events_says_so(console: TestClient, lay) -> None:  # t
     [
         ("window=9y", "window"),
         ("from=yesterday", "from"),
+        ("from=9999-12-01&to=9999-12-31T23:59:59", "years"),
+        ("from=0001-01-01T00:00:00%2B14:00", "from"),
+        ("to=0001-01-02", "years"),
         ("from=2026-02-01&to=2026-01-01", "from"),
         ("from=1990-01-01&to=2026-01-01", "400 days"),
     ],

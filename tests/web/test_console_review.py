@@ -512,7 +512,9 @@ def test_hidden_characters_in_a_note_are_stored_harmless_and_shown_by_name(
     assert "U+202E" in page
 
 
-@pytest.mark.parametrize("spans", ["x", "[[1]]", "[[1, 2, 3]]", '{"a": 1}', "[" * 50_000, "[[null, 2]]"])
+@pytest.mark.parametrize(
+    "spans", ["x", "[[1]]", "[[1, 2, 3]]", '{"a": 1}', "[" * 50_000, "[[null, 2]]", "[[1e999, 2]]"]
+)
 def test_spans_that_no_page_sends_are_passed_over(
     rita: Browser, flagged: Sender, session: orm.Session, spans: str
 ) -> None:

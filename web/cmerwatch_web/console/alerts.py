@@ -317,7 +317,7 @@ def _until(duration: str, until: str) -> dt.datetime:
         try:
             typed = dt.datetime.fromisoformat(until.strip())
             return typed.astimezone(dt.UTC) if typed.tzinfo else typed.replace(tzinfo=dt.UTC)
-        except ValueError:
+        except (ValueError, OverflowError):
             raise errors.Invalid("`until` must be a time such as 2026-11-24T09:00, in UTC.", field="until") from None
     if duration not in _SECONDS:
         raise errors.Invalid("Choose how long from the list, or give a time.", field="duration")

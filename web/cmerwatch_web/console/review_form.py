@@ -156,7 +156,7 @@ def _lines(value: str) -> str:
 def _spans(value: str) -> tuple[Span, ...]:
     try:
         return tuple(Span(int(start), int(end)) for start, end in json.loads(value or "[]"))
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError, OverflowError, RecursionError):
         return ()
 
 

@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 
 from cmerwatch import errors
 from cmerwatch.shapes import DIMENSIONS
+from cmerwatch_web.api import times
 
 WINDOWS = {
     "30m": ("30 min", dt.timedelta(minutes=30)),
@@ -91,6 +92,11 @@ def _moment(name: str, value: str) -> dt.datetime:
     try:
         # A "+00:00" that was not encoded arrives as a space.
         found = dt.datetime.fromisoformat(value.strip().replace(" 00:00", "+00:00"))
-    except ValueError:
+        found = found.replace(tzinfo=dt.UTC) if found.tzinfo is None else found.astimezone(dt.UTC)
+    except (ValueError, OverflowError):  # the year 1 of another zone lies before all years
         raise errors.Invalid(f"`{name}` must be a time such as 2026-11-24T09:00:00Z.", field=name) from None
-    return found.replace(tzinfo=dt.UTC) if found.tzinfo is None else found.astimezone(dt.UTC)
+    if found.year not in times.YEARS:
+        raise errors.Invalid(
+            f"`{name}` must lie in the years {times.YEARS[0]} to {times.YEARS[-1]}.", field=name, limit=times.YEARS[-1]
+        )
+    return found
