@@ -46,7 +46,9 @@ class Settings(pydantic_settings.BaseSettings):
     lease_seconds: int = pydantic.Field(30, ge=1, description="How long a worker may hold an event unseen.")
     poll_seconds: float = pydantic.Field(2.0, gt=0, description="How often workers look without a hint.")
     batch_size: int = pydantic.Field(256, ge=1, le=4096, description="Events a worker claims at once.")
-    decode_processes: int = pydantic.Field(2, ge=1, le=64, description="Sacrificial image decoders per worker.")
+    decode_processes: int = pydantic.Field(
+        0, ge=0, le=64, description="Sacrificial image decoders per worker; 0: one less than there are cores, 2 to 16."
+    )
     watchdog_seconds: int = pydantic.Field(60, ge=5, description="A worker without progress for this long exits.")
     audit_rate: float = pydantic.Field(
         0.02, ge=0, le=1, description="Share of unflagged events drawn at random for review."

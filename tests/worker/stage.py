@@ -30,7 +30,7 @@ def opened(
     settings: Settings, store: blobs.BlobStore, checker: Checker, command: Sequence[str] = COMMAND
 ) -> Iterator[Checking]:
     progress = Progress()
-    pool = Pool(checker.preprocess, LIMITS, settings.decode_processes, command)
+    pool = Pool(checker.preprocess, LIMITS, settings.decode_processes or 1, command)
     checking = Checking(Runtime(checker, store, pool, progress.touch), settings, progress)
     try:
         yield checking

@@ -43,8 +43,8 @@ _PLUGINS = (GifImagePlugin, JpegImagePlugin, PngImagePlugin, WebPImagePlugin)  #
 REQUEST = struct.Struct(">I?")
 ANSWER = struct.Struct(">II")
 
-# A JPEG is decoded at no less than this many times the checker's size; the rest is left to the checker's own resampling.
-# The demo checker's cosines move by 0.008 at most with a margin of 3, by 0.025 with 2 (bench/worker.py --draft).
+# A JPEG is decoded at no less than this many times the checker's size; the rest is its own resampling's to do.
+# The demo checker's cosines move by 0.0007 on average (bench/worker.py --draft); with a margin of 2 they move further.
 DRAFT_MARGIN = 3
 
 MEMORY_BYTES = 1_500_000_000

@@ -331,4 +331,6 @@ def name_of(error: Exception) -> str:
 
 def open_pool(settings: Settings, checker: Checker) -> Pool:
     limits = Limits(settings.max_image_pixels, settings.max_image_side)
-    return Pool(checker.preprocess, limits, settings.decode_processes)
+    # One core is the checker's; beyond 16 the threads that feed the decoders are in each other's way.
+    processes = settings.decode_processes or min(max(2, (os.cpu_count() or 1) - 1), 16)
+    return Pool(checker.preprocess, limits, processes)
