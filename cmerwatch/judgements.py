@@ -161,6 +161,20 @@ def reserve(session: orm.Session, calls: int, *, most_calls: int, most_tokens: i
     return session.execute(_RESERVE, values).first() is not None
 
 
+_REFUND = sa.text(
+    "UPDATE judge_spend SET calls = greatest(0, calls - :calls) WHERE day = (now() AT TIME ZONE 'UTC')::date"
+)
+
+
+def refund(session: orm.Session, calls: int) -> None:
+    """Give back what was reserved and not asked: a picture was gone, or the judge asked for patience."""
+    if calls > 0:
+        today = sa.text(
+            "UPDATE judge_spend SET calls = greatest(0, calls - :n) WHERE day = (now() AT TIME ZONE 'UTC')::date"
+        )
+        session.execute(today, {"n": calls})
+
+
 _TOKENS = sa.text(
     """
     INSERT INTO judge_spend AS s (day, tokens) VALUES ((now() AT TIME ZONE 'UTC')::date, :tokens)

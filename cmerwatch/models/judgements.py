@@ -20,7 +20,7 @@ class Judgement(Base):
 
     `p_yes` is the lowest of its claims' probabilities of being true; it stands beside the checker's score and is never
     mixed with it. `reason` says why there is none: timeout, unreachable, http_<status>, no_logprobs, unclear,
-    not_json, too_long, no_picture, store_away, over_budget, judge_died.
+    not_json, no_picture, store_away, over_budget, judge_died.
     """
 
     __tablename__ = "judgements"

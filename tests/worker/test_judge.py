@@ -164,7 +164,7 @@ def test_the_checkers_numbers_are_left_alone(
         pytest.param(always(completion()), "failed", "no_logprobs", id="no logprobs"),
         pytest.param(always(completion(("Maybe", 0.9), ("yes", 0.05))), "failed", "unclear", id="nonsense"),
         pytest.param(always(completion(("yes", 0.0), ("no", 0.0))), "failed", "unclear", id="sentinels"),
-        pytest.param(always(b"x" * (judge.MOST_BYTES + 1)), "failed", "too_long", id="too long"),
+        pytest.param(always(b"x" * (1 << 20)), "failed", "not_json", id="too long"),
         pytest.param(always(b"no", 401), "failed", "http_401", id="a wrong key"),
         pytest.param(always(b"", 302, Location="http://127.0.0.1:1/"), "failed", "http_302", id="a redirect"),
         pytest.param(always(b"", 500), "waiting", "http_500", id="an error of its own"),
@@ -208,6 +208,30 @@ def test_a_judge_that_drips_is_given_up(
     server.answer = drip
     row = judge_once(configure(judge_timeout_seconds=0.3), blob_store)
     assert (row.state, row.reason) == ("waiting", "timeout")
+
+
+def test_a_judge_that_drips_headers_is_given_up(
+    suspect: uuid.UUID, server: Server, configure: Configure, blob_store: blobs.BlobStore
+) -> None:
+    def drip(handler: http.server.BaseHTTPRequestHandler, _: dict[str, Any]) -> None:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
+        while not server.released.wait(0.05):
+            handler.wfile.write(b"x")
+            handler.wfile.flush()
+
+    server.answer = drip
+    row = judge_once(configure(judge_timeout_seconds=0.3), blob_store)
+    assert (row.state, row.reason) == ("waiting", "timeout")
+
+
+@pytest.mark.parametrize("status, spent", [(429, 0), (500, 1)])
+def test_what_was_refused_for_now_is_not_taken_from_the_days_calls(
+    suspect: uuid.UUID, server: Server, configure: Configure, blob_store: blobs.BlobStore, status: int, spent: int
+) -> None:
+    server.answer = always(b"", status)
+    judge_once(configure(), blob_store)
+    with db.transaction() as session:
+        assert session.scalar(sa.select(models.JudgeSpend.calls)) == spent
 
 
 def test_a_judge_that_is_not_there_is_tried_again(

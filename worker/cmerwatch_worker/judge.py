@@ -18,9 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import httpx2
-
-from cmerwatch import blobs, db, errors, images, judgements, notify
+from cmerwatch import blobs, db, errors, images, judgements, notify, outbound
+from cmerwatch.addresses import AllowList
 from cmerwatch.judgements import Opinion, Question, Suspect
 from cmerwatch.settings import Settings
 from cmerwatch_worker.tasks import where
@@ -29,7 +28,6 @@ log = logging.getLogger(__name__)
 
 BATCH = 4  # events leased at once
 PARALLEL = 4  # questions of one event asked side by side
-MOST_BYTES = 1 << 20  # of an answer that should be one word
 MIN_MASS = 0.5  # of the first token's probability on yes and no together; below, it answered something else
 TOP_LOGPROBS = 20
 SLACK_SECONDS = 30.0  # a lease outlasts the slowest answer by this much
@@ -62,17 +60,15 @@ class Judge:
         self.settings = settings
         self._store = store
         key = settings.judge_api_key.get_secret_value()
-        self._client = httpx2.Client(
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=settings.judge_timeout_seconds,
-            follow_redirects=False,  # a key must not follow a redirect to another host
-            trust_env=False,
-        )
+        self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        self._url = f"{settings.judge_url.rstrip('/')}/chat/completions"
+        place = outbound.place(self._url)
+        # Whoever runs cmerwatch chose this place, so it may be a private one; no redirect leads to another.
+        self._allowed = AllowList(places=frozenset({(place.host, place.port)}))
         self._pool = ThreadPoolExecutor(PARALLEL, thread_name_prefix="judge")
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
-        self._client.close()
 
     def ask(self, suspect: Suspect) -> Opinion:
         """Every question of the event; one that stays without an answer leaves the event without an opinion, because
@@ -87,10 +83,11 @@ class Judge:
             return Opinion(reason="no_picture")
         answers = list(self._pool.map(lambda one: self._answer(one, pictures), suspect.questions))
         tokens = sum(answer.tokens for answer in answers)
+        calls = sum(answer.retry_seconds is None for answer in answers)  # what was refused for now cost nothing
         open_ = next((answer for answer in answers if answer.p_yes is None), None)
         if open_ is not None:
-            return Opinion((), open_.reason, open_.may_pass, open_.retry_seconds, len(answers), tokens)
-        return Opinion(tuple(one.p_yes for one in answers if one.p_yes is not None), calls=len(answers), tokens=tokens)
+            return Opinion((), open_.reason, open_.may_pass, open_.retry_seconds, calls, tokens)
+        return Opinion(tuple(one.p_yes for one in answers if one.p_yes is not None), calls=calls, tokens=tokens)
 
     def _picture(self, suspect: Suspect, sha256: str) -> str:
         """A data URI: of the re-encoded copy, which carries no EXIF, else of the bytes as they came."""
@@ -100,22 +97,18 @@ class Judge:
         return f"data:image/{images.inspect(data).format.lower()};base64,{base64.b64encode(data).decode()}"
 
     def _answer(self, question: Question, pictures: Sequence[str]) -> Answer:
+        deadline = time.monotonic() + self.settings.judge_timeout_seconds
+        body = json.dumps(self._body(question, pictures)).encode()
         try:
-            with self._client.stream("POST", self._url, json=self._body(question, pictures)) as response:
-                if response.status_code != 200:
-                    return _refused(response)
-                body = _read(response, time.monotonic() + self.settings.judge_timeout_seconds)
-        except httpx2.TimeoutException:
-            return Answer(reason="timeout", may_pass=True)
-        except httpx2.HTTPError:
-            return Answer(reason="unreachable", may_pass=True)
-        if body is None:
-            return Answer(reason="too_long")
-        return read_answer(body, question.negated)
-
-    @property
-    def _url(self) -> str:
-        return f"{self.settings.judge_url.rstrip('/')}/chat/completions"
+            answer = outbound.send("POST", self._url, self._headers, body, self._allowed, deadline)
+        except outbound.Failed:
+            return Answer(reason="timeout" if time.monotonic() >= deadline else "unreachable", may_pass=True)
+        if answer.status != 200:
+            return _refused(answer)
+        found = read_answer(answer.body, question.negated)
+        if found.reason == "not_json" and time.monotonic() >= deadline:
+            return Answer(reason="timeout", may_pass=True)  # it began in time and broke off
+        return found
 
     def _body(self, question: Question, pictures: Sequence[str]) -> dict[str, Any]:
         parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": picture}} for picture in pictures]
@@ -130,31 +123,17 @@ class Judge:
         }
 
 
-def _refused(response: httpx2.Response) -> Answer:
+def _refused(answer: outbound.Answer) -> Answer:
     """Only the status is kept: an endpoint's words may quote the key or the picture."""
-    status = response.status_code
-    if status == 429:
-        return Answer(reason="http_429", retry_seconds=_retry_after(response.headers))
-    return Answer(reason=f"http_{status}", may_pass=status >= 500)
+    if answer.status == 429:
+        return Answer(reason="http_429", retry_seconds=_retry_after(answer.headers))
+    return Answer(reason=f"http_{answer.status}", may_pass=answer.status >= 500)
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:
     low, high = RETRY_AFTER_LIMITS
     asked = notify.retry_after(headers)
     return RETRY_AFTER if asked is None else min(max(asked, low), high)
-
-
-def _read(response: httpx2.Response, deadline: float) -> bytes | None:
-    """The whole answer, or None once it is longer than any answer may be. Raises ReadTimeout past the deadline: the
-    client's own timeout begins anew with every byte that drips in."""
-    body = bytearray()
-    for chunk in response.iter_bytes():
-        body += chunk
-        if time.monotonic() > deadline:
-            raise httpx2.ReadTimeout("the answer took too long")
-        if len(body) > MOST_BYTES:
-            return None
-    return bytes(body)
 
 
 def read_answer(body: bytes, negated: bool) -> Answer:
@@ -219,8 +198,10 @@ def judge_some(judge: Judge, stopping: threading.Event) -> int:
             with db.transaction() as session:
                 judgements.give_back(session, token)
             break
-        opinion = judge.ask(suspect) if _may_ask(settings, suspect) else Opinion(reason="over_budget")
+        may_ask = _may_ask(settings, suspect)
+        opinion = judge.ask(suspect) if may_ask else Opinion(reason="over_budget")
         with db.transaction() as session:
+            judgements.refund(session, len(suspect.questions) - opinion.calls if may_ask else 0)
             judgements.record(session, token, suspect, settings.judge_model, opinion)
     return len(suspects)
 

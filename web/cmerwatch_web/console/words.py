@@ -57,7 +57,6 @@ JUDGE_REASONS = {
     "no_logprobs": "it gives no log-probabilities, without which its answer is no number",
     "unclear": "it answered neither yes nor no",
     "not_json": "its answer could not be read",
-    "too_long": "its answer did not end",
     "no_picture": "a picture of this event is gone",
     "store_away": "the image store is away",
     "over_budget": "the day's budget for it is spent",
