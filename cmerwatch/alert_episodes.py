@@ -95,6 +95,19 @@ def tell_newcomers(
     return len(found)
 
 
+def written_to(session: orm.Session, alerts: Sequence[models.Alert]) -> dict[uuid.UUID | None, set[uuid.UUID]]:
+    """Of each alert the channels with any message about it."""
+    statement = (
+        sa.select(models.Delivery.alert_id, models.Delivery.channel_id)
+        .where(models.Delivery.alert_id.in_([alert.id for alert in alerts]))
+        .distinct()
+    )
+    found: dict[uuid.UUID | None, set[uuid.UUID]] = {}
+    for alert_id, channel_id in session.execute(statement) if alerts else ():
+        found.setdefault(alert_id, set()).add(channel_id)
+    return found
+
+
 def close(
     session: orm.Session,
     alert: models.Alert,

@@ -90,6 +90,7 @@ class _Run:
         self.session, self.project_id, self.now = session, project_id, now
         self.numbers = Numbers(session, project_id)
         self.quiet = silences.lasting(session, project_id, now)
+        self.listeners: dict[uuid.UUID, set[uuid.UUID]] = {}  # the channels of a rule
         self.buckets = self.transitions = self.messages = 0
         self.has_more = False
 
@@ -183,16 +184,28 @@ class _Run:
         """What fires and nobody or a new channel has not been told of, and what is to be told again."""
         alerts = alert_episodes.still_open(self.session, self.project_id)
         rules = alert_episodes.rules_of(self.session, alerts)
+        written = alert_episodes.written_to(self.session, alerts)
         for alert in alerts:
             rule = rules[alert.rule_id]
-            repeat = dt.timedelta(seconds=rule.repeat_seconds)
-            if alert.last_told_at is None or self.now - alert.last_told_at >= repeat:
+            wanted = self._wanted(alert, rule)
+            if wanted and self._is_due(alert, rule):
                 evidence = self._evidence_now(rule, alert)
                 self.messages += alert_episodes.tell(self.session, alert, rule, self.now, evidence, self.quiet)
-            else:
+            elif wanted - written.get(alert.id, set()):
                 latest = functools.partial(self._evidence_now, rule, alert)
                 self.messages += alert_episodes.tell_newcomers(self.session, alert, rule, latest, self.quiet)
         self.messages += alert_episodes.tell_owed(self.session, self.project_id, self.quiet)
+
+    def _is_due(self, alert: models.Alert, rule: models.AlertRule) -> bool:
+        repeat = dt.timedelta(seconds=rule.repeat_seconds)
+        return alert.last_told_at is None or self.now - alert.last_told_at >= repeat
+
+    def _wanted(self, alert: models.Alert, rule: models.AlertRule) -> set[uuid.UUID]:
+        """The channels that may be told of it now, read once per rule: a thousand slices may fire at every tick."""
+        if rule.id not in self.listeners:
+            self.listeners[rule.id] = {channel.id for channel in alert_episodes.channels(self.session, rule)}
+        is_silenced = silences.covering(self.quiet, alert.rule_id, alert.slice) is not None
+        return set() if is_silenced else self.listeners[rule.id]
 
     def _evidence_now(self, rule: models.AlertRule, alert: models.Alert) -> dict[str, Any]:
         """The numbers of the last bucket judged, for a message long after the first."""

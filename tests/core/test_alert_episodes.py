@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import orm
 
-from cmerwatch import alert_edits, alert_rules, alert_views, alerts, errors, models, silences
+from cmerwatch import alert_edits, alert_numbers, alert_rules, alert_views, alerts, errors, models, silences
 from tests.core import watched
 from tests.core.watched import END, HOUR, MINUTES_5, NOW
 
@@ -290,3 +290,18 @@ def test_a_channel_made_under_a_silence_is_told_when_it_is_over(
     assert watched.kinds(session, project.id) == ["firing"]
     watched.tick(session, project.id, HOUR + dt.timedelta(seconds=1))
     assert watched.kinds(session, project.id) == ["firing", "firing"]
+
+
+def test_what_nobody_can_be_told_of_is_not_read_again_at_every_tick(
+    session: orm.Session, project: models.Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It fires for every endpoint at once, in a project without channels: a tick every 15 s must cost little."""
+    watched.rule(session, project.id, scopes=("endpoint",))
+    for number in range(5):
+        watched.lay(session, project.id, END - MINUTES_5, 60, 40, endpoint=f"/{number}")
+    watched.tick(session, project.id)
+    assert len(watched.episodes(session, project.id)) == 5
+    read = []
+    monkeypatch.setattr(alert_numbers.Numbers, "_execute", lambda own, *values: read.append(values))
+    watched.tick(session, project.id, dt.timedelta(seconds=15))
+    assert read == []

@@ -17,6 +17,7 @@ from sqlalchemy import orm
 from cmerwatch import access, alert_rules, alert_views, alerts, blobs, cmer_series, models, silences
 from cmerwatch_web import alert_charts
 from cmerwatch_web.alert_charts import Reading
+from cmerwatch_web.console import alerts as alert_pages
 from cmerwatch_web.console import overview, views
 from tests.core import watched
 from tests.web import seeded
@@ -407,6 +408,21 @@ def test_a_critical_alert_and_the_warning_of_its_slice_share_a_card(
     page = console.get("/alerts").text
     assert page.count('<article class="card alert') == 1
     assert page.index("the page") < page.index("Also over its line here") < page.index("the warning")
+
+
+def test_of_many_that_fire_at_once_the_first_have_charts_and_all_are_listed(
+    console: TestClient, session: orm.Session, project: models.Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alert_pages, "CHARTED", 2)
+    now = dt.datetime.now(dt.UTC)
+    for number in range(4):
+        watched.lay(session, project.id, now - dt.timedelta(minutes=20), 100, flagged=60, endpoint=f"/{number}")
+    watched.rule(session, project.id, scopes=("endpoint",))
+    alerts.evaluate(session, project.id)
+    session.commit()
+    page = console.get("/alerts").text
+    assert page.count('<article class="card alert') == 4
+    assert page.count('class="alert-chart"') == 2
 
 
 def test_without_channels_or_rules_the_page_says_that_nobody_is_told(

@@ -27,6 +27,7 @@ router = fastapi.APIRouter(route_class=pages.Page)
 BEFORE, AFTER = dt.timedelta(hours=6), dt.timedelta(hours=1)  # of an episode, around it in its chart
 LONGEST_CHART = dt.timedelta(hours=48)
 ENDED_SHOWN = 20
+CHARTED = 20  # cards with a chart: each reads its slice, and of a hundred that fire at once nobody looks at every one
 MOST_STANDING = 200  # slices listed under one state; the API pages through all of them
 DURATIONS = {"1h": "1 hour", "4h": "4 hours", "1d": "1 day", "1w": "1 week"}
 _SECONDS = {"1h": 3600, "4h": 14_400, "1d": 86_400, "1w": 604_800}
@@ -102,18 +103,25 @@ def _cards(session: orm.Session, viewer: access.Principal) -> list[Card]:
         if key in found:
             found[key].also.append(row)
         else:
-            found[key] = card(session, viewer, row)
+            found[key] = card(session, viewer, row, with_chart=len(found) < CHARTED)
     return list(found.values())
 
 
-def card(session: orm.Session, viewer: access.Principal, row: Row, height: int = 64, with_axes: bool = False) -> Card:
+def card(
+    session: orm.Session,
+    viewer: access.Principal,
+    row: Row,
+    height: int = 64,
+    with_axes: bool = False,
+    with_chart: bool = True,
+) -> Card:
     view = _view(row)
     newest = {message.delivery.channel_id: message for message in row.messages}
     show = "flagged" if row.rule.metric == "cmer" and row.rule.kind != "no_data" else "all"
     return Card(
         row,
         row.notice(viewer.project_slug),
-        _chart(session, viewer.project_id, row, height, with_axes),
+        _chart(session, viewer.project_id, row, height, with_axes) if with_chart else markupsafe.Markup(),
         list(newest.values()),
         view,
         view.link(),
