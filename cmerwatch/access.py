@@ -91,7 +91,9 @@ def authorize(principal: Principal, action: str) -> None:
         )
     is_of_no_role = action == "ingest" and not principal.is_person
     if principal.role is not None and action not in ROLE_ACTIONS[principal.role] and not is_of_no_role:
-        raise errors.Forbidden(f"The role {principal.role} does not allow {action}; ask an admin of this project.")
+        roles = " or ".join(role for role in models.ROLES if action in ROLE_ACTIONS[role])
+        needed = f"the role {roles}" if roles else f"a key with the scope {action}"
+        raise errors.Forbidden(f"This needs {needed}; your role is {principal.role}. Ask an admin of this project.")
 
 
 # Projects and keys

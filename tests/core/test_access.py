@@ -228,6 +228,15 @@ def test_a_role_allows_what_is_written(
                 access.authorize(found, action)
 
 
+def test_a_refusal_names_the_roles_that_may(session: orm.Session, project: models.Project) -> None:
+    made = access.create_user(session, project.id, "lea", "Lea", "lead")
+    found = access.principal_of_cookie(session, access.open_console_session(session, made.id))
+    with pytest.raises(errors.Forbidden, match="needs the role engineer or admin; your role is lead"):
+        access.authorize(found, "alerts")
+    with pytest.raises(errors.Forbidden, match="needs a key with the scope ingest; your role is lead"):
+        access.authorize(found, "ingest")
+
+
 @pytest.mark.parametrize("role", ["viewer", "reviewer"])
 def test_a_key_never_may_more_than_the_person_it_acts_as(
     session: orm.Session, project: models.Project, role: str

@@ -142,6 +142,12 @@ def test_a_key_is_shown_once_with_what_to_do_with_it_and_works(boss: TestClient,
     assert "s ago never" in words(listed), "used just now, ends never"
 
 
+def test_a_key_is_offered_with_the_scope_to_send_alone(boss: TestClient) -> None:
+    page = boss.get("/settings/keys").text
+    assert re.findall(r'name="scope" value="(\w+)" checked', page) == ["ingest"]
+    assert "A key that may only ingest cannot read" in words(page)
+
+
 def test_a_revoked_key_is_refused_and_said_to_be(boss: TestClient, http: TestClient) -> None:
     key = made_key(boss.post("/settings/keys", data={"name": "x", "scope": "read"}).text)
     answer = boss.post(f"/settings/keys/{key.split('_')[1]}/revoke")

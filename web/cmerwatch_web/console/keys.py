@@ -42,7 +42,7 @@ class Wish:
     """What the form asked for, to show it again when it is refused."""
 
     name: str = ""
-    scopes: tuple[str, ...] = ("ingest", "read")
+    scopes: tuple[str, ...] = ("ingest",)  # what an app needs; it cannot read what it sent
     user: str = ""
     lifetime: str = ""
 

@@ -28,8 +28,15 @@ def show_sink(request: Request, session: auth.Session, viewer: auth.Viewer) -> R
         raise errors.NotFound("There is nothing at this address.")
     own = request.app.state.settings.public_url
     columns = {notify.KINDS[kind].label: sink.listed(session, viewer.project_id, kind, SHOWN) for kind in sink.KINDS}
-    shown = {"columns": columns, "headers": HEADERS, "preview": preview, "links": lambda message: links(message, own)}
-    return pages.render(request, "sink.html", viewer=viewer, **shown)
+    return pages.render(
+        request,
+        "sink.html",
+        viewer=viewer,
+        columns=columns,
+        headers=HEADERS,
+        preview=preview,
+        links=lambda message: links(message, own),
+    )
 
 
 def preview(message: models.SinkMessage) -> list[str]:
