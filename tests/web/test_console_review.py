@@ -173,7 +173,7 @@ def test_an_audit_item_is_worded_like_any_other(rita: Browser, flagged: Sender) 
     flagged(seeded.scored(0.31, 0.6), audit_rate=1.0)
     address, _ = start(rita)
     said = words(rita.get(address).text)
-    assert "Some items were flagged, others drawn at random. Which is not told" in said
+    assert "Some items were flagged, others drawn at random. These numbers hint at which; let your verdict rest" in said
     assert "The output fits the picture better than 60.0% of matching outputs do." in said
     for telling in ("audit", "Not flagged", "Flagged", "low_similarity_unconfirmed"):
         assert telling not in said
