@@ -43,7 +43,7 @@ class Card:
 
     row: Row
     notice: Notice | None
-    chart: markupsafe.Markup
+    chart: markupsafe.Markup | None
     told: list[Message]  # the newest to each channel
     view: View
     link: str
@@ -121,7 +121,7 @@ def card(
     return Card(
         row,
         row.notice(viewer.project_slug),
-        _chart(session, viewer.project_id, row, height, with_axes) if with_chart else markupsafe.Markup(),
+        _chart(session, viewer.project_id, row, height, with_axes) if with_chart else None,
         list(newest.values()),
         view,
         view.link(),
