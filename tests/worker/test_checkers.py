@@ -139,6 +139,20 @@ def test_cutting_the_padding_changes_no_text_vector(tmp_path: Path) -> None:
     np.testing.assert_allclose(full.embed_texts(TEXTS), unit(whole.numpy()), atol=1e-6)
 
 
+def test_bfloat16_moves_cosines_in_the_third_digit_and_is_another_checker(tmp_path: Path) -> None:
+    whole = checkers.load(checkpoint(tmp_path / "clip", BPE_CLIP))
+    assert isinstance(whole, openclip.OpenClip)
+    half = openclip.OpenClip(
+        whole.model, whole.tokenizer, whole.preprocess, whole.name, whole.weights, whole.embed_dim, "cpu", half=True
+    )
+    shown, said = pixels(whole.preprocess.size), TEXTS
+    cosines = [one.embed_images(shown) @ one.embed_texts(said).T for one in (whole, half)]
+    assert 0 < np.abs(cosines[0] - cosines[1]).max() < 0.03
+    assert cosines[1].dtype == np.float32
+    assert half.id == f"{whole.id}-bf16"
+    assert half.on_processor().id == whole.id
+
+
 def test_a_vector_that_is_not_a_number_is_passed_on() -> None:
     rows = unit(np.array([[3.0, 4.0], [np.nan, 1.0], [0.0, 0.0], [np.inf, 1.0]], np.float32))
     assert np.isfinite(rows).all(axis=1).tolist() == [True, False, False, False]

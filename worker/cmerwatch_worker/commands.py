@@ -93,7 +93,7 @@ def export(
     assert isinstance(full, openclip.OpenClip), "no other runtime answers these specs"
     limit = parity.LIMITS[precision] if max_difference is None else max_difference
     made = publish.publish(
-        full, out, precision=precision, limit=limit, licence=licence,
+        full.on_processor(), out, precision=precision, limit=limit, licence=licence,
         licence_text=_licence_text(name, licence, licence_file), said=_say_parity,
         calibrate=None if pairs is None else lambda checker: _reference(checker, pairs),
     )  # fmt: skip
