@@ -121,6 +121,15 @@ def test_a_folder_carries_hints_where_there_is_no_redis(
         queue.close()
 
 
+def test_sigterm_while_the_consumer_is_still_being_built_ends_a_worker_in_good_order(
+    settings: Settings, project: uuid.UUID, blob_store: blobs.BlobStore, tmp_path: Path
+) -> None:
+    events = [stage.send(blob_store, project, [PICTURE], f"A red circle number {n}.") for n in range(40)]
+    with process.worker(tmp_path / "log", batch_size="4", poll_seconds="0.1", TEST_END_EARLY="1") as worker:
+        assert worker.process.wait(60) == 0, worker.said
+    _nothing_is_left_in_hand(len(events))
+
+
 def test_sigterm_ends_a_worker_in_good_order(
     settings: Settings, project: uuid.UUID, blob_store: blobs.BlobStore, tmp_path: Path
 ) -> None:
@@ -129,12 +138,7 @@ def test_sigterm_ends_a_worker_in_good_order(
         events = [stage.send(blob_store, project, [PICTURE], f"A red circle number {n}.") for n in range(40)]
         stack.wait_until(lambda: _is_checked(events[0]))
         assert worker.stop() == 0
-    with db.SessionLocal() as session:
-        leased = session.scalar(sa.select(sa.func.count()).where(models.Work.state == models.LEASED))
-        counted = session.scalar(sa.select(sa.func.count()).where(models.Work.attempts > 0))
-        assert (leased, counted) == (0, 0)
-        checked = session.scalar(sa.select(sa.func.count()).select_from(models.Check))
-        assert checked == len(events) - checks.waiting(session)
+    _nothing_is_left_in_hand(len(events))
 
 
 def test_the_clock_beats_and_keeps_partitions_ahead(settings: Settings, tmp_path: Path) -> None:
@@ -148,6 +152,16 @@ def test_the_clock_beats_and_keeps_partitions_ahead(settings: Settings, tmp_path
                 return session.get(models.Heartbeat, "clock") is not None
 
         stack.wait_until(has_beaten)
+
+
+def _nothing_is_left_in_hand(sent: int) -> None:
+    """What was begun is checked; everything else waits as if nobody had touched it."""
+    with db.SessionLocal() as session:
+        leased = session.scalar(sa.select(sa.func.count()).where(models.Work.state == models.LEASED))
+        counted = session.scalar(sa.select(sa.func.count()).where(models.Work.attempts > 0))
+        assert (leased, counted) == (0, 0)
+        checked = session.scalar(sa.select(sa.func.count()).select_from(models.Check))
+        assert checked == sent - checks.waiting(session)
 
 
 def _drop_partitions_from(day: dt.date) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from typing import Any
+
+import celery
 
 from cmerwatch_worker import app, checkers, runtime
 from tests.worker.colours import Colours, frozen
@@ -24,7 +27,20 @@ def die_over(poison: str) -> None:
     runtime.Runtime.check = fatal  # type: ignore[method-assign]
 
 
+def end_while_the_consumer_is_built() -> None:
+    """SIGTERM when polling has begun and Celery has not yet installed its handlers."""
+    make_app = app.make_app
+
+    def ended(*args: Any) -> celery.Celery:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return make_app(*args)
+
+    app.make_app = ended  # type: ignore[assignment]
+
+
 if __name__ == "__main__":
+    if os.environ.get("TEST_END_EARLY"):
+        end_while_the_consumer_is_built()
     if poison := os.environ.get("TEST_POISON"):
         die_over(poison)
     sys.exit(app.main())

@@ -7,6 +7,7 @@ import datetime as dt
 import gc
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
@@ -18,6 +19,7 @@ import celery
 import sqlalchemy as sa
 from celery import signals
 from celery.exceptions import SecurityWarning
+from celery.worker import state as consumer_state
 
 from cmerwatch import blobs, db, errors, ids, migrate, queue
 from cmerwatch import settings as settings_module
@@ -90,6 +92,7 @@ def running(settings: Settings, checker: Checker, engine: sa.Engine) -> Iterator
     runtime = Runtime(checker, store, open_pool(settings, checker), progress.touch)
     checking = Checking(runtime, settings, progress)
     stopping = threading.Event()
+    stop_at_signals(checking)
     threads = [
         threading.Thread(target=tasks.poll_until, args=(stopping, settings.poll_seconds, checking.poll), name="poll"),
         threading.Thread(target=dispatch.Dispatcher(settings).run, args=(stopping,), name="dispatch"),
@@ -118,6 +121,21 @@ def running(settings: Settings, checker: Checker, engine: sa.Engine) -> Iterator
             thread.join()
         checking.close()
         engine.dispose()
+
+
+def stop_at_signals(checking: Checking) -> None:
+    """Before the first batch is polled: Celery's own handlers come only once its consumer is built.
+
+    A SIGTERM in between ended the process at once and left its batch to the leases. The consumer, built or not yet,
+    reads the flag at its next turn.
+    """
+
+    def stop(*_: object) -> None:
+        checking.stop()
+        consumer_state.should_stop = 0
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
 
 
 def consume(settings: Settings, checking: Checking) -> None:
