@@ -39,6 +39,7 @@ from cmerwatch.models.checks import (
 from cmerwatch.models.events import LEASED, QUARANTINED, READY, Event, EventBody, Image, IngestKey, Work
 from cmerwatch.models.judgements import JUDGEMENT_STATES, Judgement, JudgeSpend
 from cmerwatch.models.reviews import ERROR_TYPES, VERDICTS, Review, ReviewItem
+from cmerwatch.models.withheld import Withheld
 
 # Every table split by day on a UUIDv7 column, with that column: partitions.py makes and drops their parts together.
 PARTITIONED = {"events": "id", "event_bodies": "id", "checks": "event_id", "decisions": "event_id"}
@@ -89,5 +90,6 @@ __all__ = [
     "Silence",
     "SinkMessage",
     "User",
+    "Withheld",
     "Work",
 ]

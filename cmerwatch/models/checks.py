@@ -178,7 +178,10 @@ class Redecided1h(RollupColumns, Base):
 
 
 class Redecision(Base):
-    """The deciding again of a project's history under one policy version: `last_event_id` is how far it has come."""
+    """The deciding again of a project's history under one policy version: `last_event_id` is how far it has come.
+
+    `cancelled_at`: somebody stopped it there; started again, it goes on from there.
+    """
 
     __tablename__ = "redecisions"
 
@@ -189,6 +192,7 @@ class Redecision(Base):
     created_by: orm.Mapped[str]
     created_at: orm.Mapped[CreatedAt]
     finished_at: orm.Mapped[dt.datetime | None]
+    cancelled_at: orm.Mapped[dt.datetime | None]
     last_event_id: orm.Mapped[uuid.UUID]
     seen: orm.Mapped[int] = orm.mapped_column(server_default="0")
     total: orm.Mapped[int]
