@@ -36,16 +36,29 @@ from cmerwatch.models.checks import (
     Rollup1h,
     Rollup5m,
 )
-from cmerwatch.models.events import LEASED, QUARANTINED, READY, Event, EventBody, Image, IngestKey, Work
+from cmerwatch.models.events import (
+    FETCH_STATES,
+    FETCHING,
+    LEASED,
+    QUARANTINED,
+    READY,
+    Event,
+    EventBody,
+    Image,
+    ImageFetch,
+    IngestKey,
+    Work,
+)
 from cmerwatch.models.judgements import JUDGEMENT_STATES, Judgement, JudgeSpend
 from cmerwatch.models.reviews import ERROR_TYPES, VERDICTS, Review, ReviewItem
-from cmerwatch.models.withheld import Withheld
 
 # Every table split by day on a UUIDv7 column, with that column: partitions.py makes and drops their parts together.
 PARTITIONED = {"events": "id", "event_bodies": "id", "checks": "event_id", "decisions": "event_id"}
 
 __all__ = [
     "ERROR_TYPES",
+    "FETCHING",
+    "FETCH_STATES",
     "JUDGEMENT_STATES",
     "LEASED",
     "PARTITIONED",
@@ -72,6 +85,7 @@ __all__ = [
     "EventBody",
     "Heartbeat",
     "Image",
+    "ImageFetch",
     "IngestKey",
     "JudgeSpend",
     "Judgement",
@@ -90,6 +104,5 @@ __all__ = [
     "Silence",
     "SinkMessage",
     "User",
-    "Withheld",
     "Work",
 ]

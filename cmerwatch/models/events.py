@@ -13,9 +13,11 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 from sqlalchemy.dialects import postgresql as pg
 
-from cmerwatch.models.base import Base, CreatedAt, Dimensions, Id
+from cmerwatch.models.base import Base, CreatedAt, Dimensions, Id, project_key
 
-READY, LEASED, QUARANTINED = 0, 1, 9
+# FETCHING: its pictures are on their way, so no worker may claim it yet.
+READY, LEASED, FETCHING, QUARANTINED = 0, 1, 2, 9
+FETCH_STATES = ("waiting", "fetched", "failed", "skipped")
 
 
 class Event(Dimensions, Base):
@@ -117,6 +119,50 @@ class Work(Dimensions, Base):
     lease_until: orm.Mapped[dt.datetime | None]
     lease_token: orm.Mapped[uuid.UUID | None]
     last_error: orm.Mapped[str | None]
+    refused: orm.Mapped[list[str] | None] = orm.mapped_column(pg.ARRAY(sa.Text))  # why its pictures never came
 
 
-__all__ = ["LEASED", "QUARANTINED", "READY", "Event", "EventBody", "Image", "IngestKey", "Work"]
+class ImageFetch(Base):
+    """A picture that an event names by its address: waiting, fetched, failed, or skipped beside one that failed.
+
+    `url` is whole while it is needed; once settled, only what may be shown is kept, because a signed address is a key.
+    `reason`: why the last try failed, such as image_url_404; of a failed one, why there is no picture.
+    """
+
+    __tablename__ = "image_fetches"
+    __table_args__ = (
+        sa.CheckConstraint("state IN ('waiting','fetched','failed','skipped')", name="state"),
+        sa.CheckConstraint("(state = 'fetched') = (sha256 IS NOT NULL)", name="fetched_has_sha256"),
+        sa.Index(None, "next_at", postgresql_where=sa.text("state = 'waiting'")),
+        sa.Index(None, "settled_at", postgresql_where=sa.text("state = 'failed'")),
+    )
+
+    event_id: orm.Mapped[Id]
+    position: orm.Mapped[int] = orm.mapped_column(sa.SmallInteger, primary_key=True)
+    project_id: orm.Mapped[uuid.UUID] = project_key()
+    url: orm.Mapped[str]
+    host: orm.Mapped[str]
+    state: orm.Mapped[str] = orm.mapped_column(server_default="waiting")
+    attempts: orm.Mapped[int] = orm.mapped_column(sa.SmallInteger, server_default="0")
+    next_at: orm.Mapped[CreatedAt]
+    lease_until: orm.Mapped[dt.datetime | None]
+    lease_token: orm.Mapped[uuid.UUID | None]
+    sha256: orm.Mapped[str | None]
+    reason: orm.Mapped[str] = orm.mapped_column(server_default="")
+    created_at: orm.Mapped[CreatedAt]
+    settled_at: orm.Mapped[dt.datetime | None]
+
+
+__all__ = [
+    "FETCHING",
+    "FETCH_STATES",
+    "LEASED",
+    "QUARANTINED",
+    "READY",
+    "Event",
+    "EventBody",
+    "Image",
+    "ImageFetch",
+    "IngestKey",
+    "Work",
+]
