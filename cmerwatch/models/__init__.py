@@ -51,6 +51,7 @@ from cmerwatch.models.events import (
 )
 from cmerwatch.models.judgements import JUDGEMENT_STATES, Judgement, JudgeSpend
 from cmerwatch.models.reviews import ERROR_TYPES, VERDICTS, Review, ReviewItem
+from cmerwatch.models.withheld import Withheld
 
 # Every table split by day on a UUIDv7 column, with that column: partitions.py makes and drops their parts together.
 PARTITIONED = {"events": "id", "event_bodies": "id", "checks": "event_id", "decisions": "event_id"}
@@ -104,5 +105,6 @@ __all__ = [
     "Silence",
     "SinkMessage",
     "User",
+    "Withheld",
     "Work",
 ]

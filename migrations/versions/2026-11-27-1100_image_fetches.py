@@ -10,7 +10,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 revision = '5d2e8b61c9f4'
-down_revision = 'f09c2b7d6e11'
+down_revision = 'b83d5e20c17f'
 branch_labels = None
 depends_on = None
 
