@@ -84,7 +84,13 @@ class AlertState(Base):
 
 class Alert(Base):
     """One episode: a rule firing for a slice, from its first page to its recovery. Rule and severity are as they were
-    when it began."""
+    when it began.
+
+    `group_id` is the alert that opened its incident, its own id where it leads; null in what the release before wrote,
+    which stands alone. A group is open while one of its alerts is. `told_at`: when a message first named this alert.
+    Of a group's first alert, `last_told_at` is when anybody was last told of the group, and `told_slices` how many
+    slices the last message said fire.
+    """
 
     __tablename__ = "alerts"
     __table_args__ = (
@@ -92,10 +98,12 @@ class Alert(Base):
             "uq_alerts_open", "rule_id", "slice_key", unique=True, postgresql_where=sa.text("resolved_at IS NULL")
         ),
         sa.Index(None, "project_id", "id"),
+        sa.Index(None, "group_id"),
     )
 
     id: orm.Mapped[Id]
     project_id: orm.Mapped[uuid.UUID] = project_key()
+    group_id: orm.Mapped[uuid.UUID | None]
     rule_id: orm.Mapped[uuid.UUID]
     rule_name: orm.Mapped[str]
     rule_version: orm.Mapped[int]
@@ -105,6 +113,8 @@ class Alert(Base):
     fired_at: orm.Mapped[dt.datetime]
     resolved_at: orm.Mapped[dt.datetime | None]
     last_told_at: orm.Mapped[dt.datetime | None]
+    told_at: orm.Mapped[dt.datetime | None]
+    told_slices: orm.Mapped[int] = orm.mapped_column(server_default="0")
     evidence: orm.Mapped[dict[str, Any]] = orm.mapped_column(pg.JSONB, server_default="{}")
 
 
@@ -159,14 +169,15 @@ class Channel(Base):
 class Delivery(Base):
     """One message to one channel: written with the transition it tells of, sent by any worker, at least once.
 
-    `sequence` orders the messages of one alert to one channel. `id` is what receivers know a message by, the same on
-    every try. `sealed_config` is the channel's as it was when the alert's first message went out: a resolve must reach
+    `alert_id` is the alert that opened the group it tells of. `sequence` orders the messages of one group to one
+    channel. `id` is what receivers know a message by, the same on
+    every try. `sealed_config` is the channel's as it was when the group's first message went out: a resolve must reach
     the service that was triggered, even when the channel's key was changed between.
     """
 
     __tablename__ = "deliveries"
     __table_args__ = (
-        sa.CheckConstraint("kind IN ('firing','repeat','resolved','test')", name="kind"),
+        sa.CheckConstraint("kind IN ('firing','repeat','update','resolved','test')", name="kind"),
         sa.CheckConstraint("state IN ('pending','delivered','dead','superseded')", name="state"),
         sa.UniqueConstraint("transition_id", "channel_id"),
         sa.Index(None, "next_at", postgresql_where=sa.text("state = 'pending'")),
