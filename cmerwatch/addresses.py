@@ -7,6 +7,7 @@ some clouds' metadata addresses, or call them global.
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -34,6 +35,7 @@ _NOT_PUBLIC_4 = tuple(
         "240.0.0.0/4",
     )
 )
+_HOST = re.compile(r"([a-z0-9_]([a-z0-9_-]*[a-z0-9_])?\.)*[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?\.?")
 _PUBLIC_6 = ipaddress.IPv6Network("2000::/3")
 _NOT_PUBLIC_6 = tuple(
     ipaddress.IPv6Network(block)
@@ -100,3 +102,52 @@ def _place(entry: str) -> tuple[str, int]:
     if not host or ":" in host:
         raise ValueError
     return host.lower(), int(port)
+
+
+@dataclass(frozen=True, slots=True)
+class Hosts:
+    """Where pictures may be fetched from: any public https address, and hosts that are named, with their port or None.
+
+    A name that begins with a dot stands for everything below it.
+    """
+
+    has_public: bool = False
+    named: frozenset[tuple[str, int | None]] = frozenset()
+
+    def __bool__(self) -> bool:
+        return self.has_public or bool(self.named)
+
+    def names(self, scheme: str, host: str, port: int) -> bool:
+        """Without a port an entry means the scheme's own."""
+        host = host.lower().removesuffix(".")
+        labels = host.split(".")
+        patterns = {host, *("." + ".".join(labels[at:]) for at in range(1, len(labels)))}
+        ports = {port, None} if port == {"https": 443, "http": 80}.get(scheme) else {port}
+        return any((pattern, one) in self.named for pattern in patterns for one in ports)
+
+
+def parse_hosts(text: str) -> Hosts:
+    """`public, cdn.example.com, *.blob.example.net, images.internal:8080`. Raises ValueError naming the entry."""
+    named: set[tuple[str, int | None]] = set()
+    has_public = False
+    for entry in filter(None, (part.strip().lower() for part in text.split(","))):
+        if entry == "public":
+            has_public = True
+            continue
+        try:
+            named.add(_host(entry))
+        except ValueError:
+            raise ValueError(f"{entry!r} is neither `public` nor a host, *.suffix or host:port") from None
+    return Hosts(has_public, frozenset(named))
+
+
+def _host(entry: str) -> tuple[str, int | None]:
+    below = entry.startswith("*.")
+    name = entry[1:] if below else entry
+    host, port = _place(name) if ":" in name.rpartition("]")[2] else (name, None)
+    if host.startswith("["):
+        return str(ipaddress.IPv6Address(host.removeprefix("[").removesuffix("]"))), port
+    # An IPv6 address that _place has read, or the labels of a name: `*` is only for a whole beginning.
+    if ":" not in host and not _HOST.fullmatch(host.removeprefix(".") if below else host):
+        raise ValueError
+    return host.removesuffix("."), port

@@ -50,7 +50,8 @@ _CLAIM = sa.text(
             ELSE coalesce(last_error, 'the worker died or lost its lease while this event was checked') END
     -- An array, not a join: the planner cannot know the LIMIT and would scan the whole table for a batch of 256.
     WHERE w.event_id = ANY (ARRAY (SELECT event_id FROM c))
-    RETURNING w.event_id, w.project_id, w.bucket, w.state, w.attempts, {", ".join("w." + d for d in DIMENSIONS)}
+    RETURNING w.event_id, w.project_id, w.bucket, w.state, w.attempts, w.refused,
+        {", ".join("w." + d for d in DIMENSIONS)}
     """
 )
 
@@ -136,6 +137,7 @@ def _claimed(work: sa.Row[Any], head: sa.Row[Any], body: sa.Row[Any]) -> Claimed
         images=tuple(head.images),
         prompt=body.prompt,
         output=body.output,
+        refused=tuple(work.refused or ()),
     )
 
 

@@ -15,13 +15,16 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from cmerwatch import blobs as blob_store
-from cmerwatch import confidence, errors, ids, images, models
+from cmerwatch import confidence, errors, fetches, ids, images, models
 from cmerwatch.shapes import BUCKET_SECONDS, LATE_AFTER, Slice
 
 
 @dataclass(frozen=True, slots=True)
 class NewEvent:
-    """A validated event as the edge hands it over; images are sha256 of bytes already on durable storage."""
+    """A validated event as the edge hands it over; images are sha256 of bytes already on durable storage.
+
+    `urls`: (position among all its pictures, address) of those that have to be fetched first; None: there are none.
+    """
 
     slice: Slice
     images: tuple[str, ...]
@@ -39,6 +42,7 @@ class NewEvent:
     trace_id: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     text_sanitized: bool = False
+    urls: tuple[tuple[int, str], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +134,7 @@ def _ingest_together(
     rows = json.dumps([_row(event_id, event, now) for event_id, event in made], default=str)
     values = {"project": project_id, "rows": rows, "now": now, "bucket": bucket_of(now)}
     stored = set(session.scalars(_INGEST, values | _columns(coming)))
+    fetches.expect(session, project_id, {one: event.urls for one, event in made if event.urls and one in stored})
     return [
         Ingested(event_id, "accepted") if event_id in stored else _recognise(session, project_id, event, coming)
         for event_id, event in made
@@ -275,8 +280,13 @@ def store_images(
     ordered = sorted(pictures, key=lambda picture: picture.sha256)  # the same order everywhere cannot deadlock
     for picture in ordered:
         blobs.put(project_id, picture.sha256, picture.data)
-    if ordered:
-        session.execute(_NOTE_IMAGES, {"project": project_id, **_columns(ordered)})
+    note_images(session, project_id, ordered)
+
+
+def note_images(session: orm.Session, project_id: uuid.UUID, stored: Sequence[Picture]) -> None:
+    """Of bytes that are on durable storage already."""
+    if stored:
+        session.execute(_NOTE_IMAGES, {"project": project_id, **_columns(stored)})
 
 
 def _columns(pictures: Sequence[Picture]) -> dict[str, list[Any]]:

@@ -14,7 +14,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -35,12 +35,25 @@ _NAME = re.compile(
 )
 
 Resolve = Callable[[str, int], list[Address]]
+MayReach = Callable[["Place", Address], bool]
 
 
 class Failed(errors.CmerwatchError):
     """No answer came. The message names neither address nor secret, so it may be stored and shown."""
 
     code = "no_answer"
+
+
+class Refused(Failed):
+    """The name leads to an address that must not be called: nothing was sent, and another try would end the same."""
+
+    code = "address_refused"
+
+
+class TooLong(Failed):
+    """The answer's body is longer than the cap; the rest was not read."""
+
+    code = "answer_too_long"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +78,10 @@ class Answer:
     body: bytes
 
 
-def place(url: str, field: str = "url") -> Place:
+def place(url: str, field: str = "url", limit: int = MAX_URL) -> Place:
     """Raises Invalid naming `field`: not a plain http(s) URL that could ever be called."""
-    if len(url) > MAX_URL or not url.isascii() or not url.isprintable() or any(c in url for c in ' \\"<>^`{|}'):
-        raise _invalid(field, f"must be a URL of at most {MAX_URL} plain characters, with others percent-encoded")
+    if len(url) > limit or not url.isascii() or not url.isprintable() or any(c in url for c in ' \\"<>^`{|}'):
+        raise _invalid(field, f"must be a URL of at most {limit} plain characters, with others percent-encoded")
     try:
         split = urlsplit(url)
         host, port = (split.hostname or "").lower(), split.port
@@ -128,16 +141,57 @@ def send(
         where = place(url)
     except errors.Invalid as error:
         raise Failed(f"The stored address is not valid: {error.message}") from None
-    backend = _Guarded(where, allowed, deadline, resolve)
+    may_reach = functools.partial(_may_reach, allowed=allowed)
+    with _answered(method, url, headers, body, _Guarded(where, may_reach, deadline, resolve)) as response:
+        return Answer(response.status, _named(response), _read(response))
+
+
+def fetch(
+    url: str,
+    headers: Mapping[str, str],
+    cap: int,
+    may_reach: MayReach,
+    deadline: float,
+    resolve: Resolve | None = None,
+    limit: int = MAX_URL,
+) -> Answer:
+    """GET; of an answer 200 the body, whole. Raises Failed: Refused, TooLong, or one that another try may spare.
+
+    All before `deadline` (of time.monotonic()); redirects are answers, and nothing is decompressed.
+    """
+    with _answered("GET", url, headers, b"", _Guarded(place(url, limit=limit), may_reach, deadline, resolve)) as answer:
+        return Answer(answer.status, _named(answer), _read_whole(answer, cap) if answer.status == 200 else b"")
+
+
+@contextlib.contextmanager
+def _answered(
+    method: str, url: str, headers: Mapping[str, str], body: bytes, backend: _Guarded
+) -> Iterator[httpcore2.Response]:
     with httpcore2.ConnectionPool(ssl_context=_tls(), network_backend=backend) as pool:
         try:
             with pool.stream(method, url, headers=list(headers.items()), content=body) as response:
-                named = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
-                return Answer(response.status, named, _read(response))
+                yield response
         except httpcore2.TimeoutException:
             raise Failed("No answer came in time.") from None
         except (httpcore2.NetworkError, httpcore2.ProtocolError) as error:
             raise Failed(_why(error)) from None
+
+
+def _named(response: httpcore2.Response) -> dict[str, str]:
+    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
+
+
+def _read_whole(response: httpcore2.Response, cap: int) -> bytes:
+    """What is said to be longer than the cap, or turns out so, is not read on. Raises TooLong."""
+    said = _named(response).get("content-length", "")
+    if said.isascii() and said.isdigit() and int(said[:20]) > cap:
+        raise TooLong
+    found = bytearray()
+    for chunk in response.iter_stream():
+        found += chunk
+        if len(found) > cap:
+            raise TooLong
+    return bytes(found)
 
 
 def _read(response: httpcore2.Response) -> bytes:
@@ -156,8 +210,8 @@ def _read(response: httpcore2.Response) -> bytes:
 class _Guarded(NetworkBackend):
     """Connects to checked addresses only, each operation within the one deadline."""
 
-    def __init__(self, where: Place, allowed: AllowList, deadline: float, resolve: Resolve | None) -> None:
-        self._where, self._allowed, self._deadline, self._resolve = where, allowed, deadline, resolve
+    def __init__(self, where: Place, may_reach: MayReach, deadline: float, resolve: Resolve | None) -> None:
+        self._where, self._may_reach, self._deadline, self._resolve = where, may_reach, deadline, resolve
         self._sockets = SyncBackend()
 
     def connect_tcp(
@@ -169,8 +223,8 @@ class _Guarded(NetworkBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> NetworkStream:
         found = _resolved(self._where, self._deadline, self._resolve)
-        if not all(_may_reach(self._where, address, self._allowed) for address in found):
-            raise Failed(
+        if not all(self._may_reach(self._where, address) for address in found):
+            raise Refused(
                 "The address is not public, and CMERWATCH_ALLOW_PRIVATE_TARGETS does not list it; nothing was sent."
             )
         problem: Exception = httpcore2.ConnectError()

@@ -100,6 +100,11 @@ class Settings(pydantic_settings.BaseSettings):
         "",
         description="Networks and host:port pairs, separated by commas, that channels may reach besides public https.",
     )
+    fetch_images: str = pydantic.Field(
+        "",
+        description="Where pictures sent as URLs may be fetched: empty nowhere, `public` any public https address, "
+        "or hosts such as `cdn.example.com`, `*.example.net` or `host:port`, separated by commas.",
+    )
     demo_sink: bool = pydantic.Field(
         False, description="A receiver at /sink that shows what channels send; only the demo sets it."
     )
@@ -123,6 +128,16 @@ class Settings(pydantic_settings.BaseSettings):
     def _readable(cls, value: str) -> str:
         addresses.parse_allow_list(value)
         return value
+
+    @pydantic.field_validator("fetch_images")
+    @classmethod
+    def _hosts(cls, value: str) -> str:
+        addresses.parse_hosts(value)
+        return value
+
+    @property
+    def picture_hosts(self) -> addresses.Hosts:
+        return addresses.parse_hosts(self.fetch_images)
 
     @property
     def allowed_targets(self) -> addresses.AllowList:

@@ -65,6 +65,7 @@ class Claimed:
     images: tuple[str, ...]
     prompt: str
     output: str
+    refused: tuple[str, ...] = ()  # why pictures it names by address never came: it cannot be scored
 
 
 @dataclass(frozen=True, slots=True)

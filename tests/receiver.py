@@ -63,6 +63,12 @@ def receiver(tls: ssl.SSLContext | None = None) -> Iterator[Receiver]:
             with contextlib.suppress(OSError):  # the sender may have given up or been killed
                 made.answer(self, got)
 
+        def do_GET(self) -> None:
+            got = Got(self.path, {name.lower(): value for name, value in self.headers.items()}, b"")
+            made.got.append(got)
+            with contextlib.suppress(OSError):
+                made.answer(self, got)
+
         def log_message(self, *args: object) -> None:
             pass
 

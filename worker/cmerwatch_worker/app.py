@@ -24,7 +24,7 @@ from celery.worker import state as consumer_state
 from cmerwatch import blobs, db, errors, ids, migrate, queue
 from cmerwatch import settings as settings_module
 from cmerwatch.settings import Settings
-from cmerwatch_worker import alerting, checkers, clock, contrast, dispatch, judge, redeciding, tasks, watchdog
+from cmerwatch_worker import alerting, checkers, clock, contrast, dispatch, fetching, judge, redeciding, tasks, watchdog
 from cmerwatch_worker.checkers.base import Checker
 from cmerwatch_worker.runtime import Runtime, open_pool
 from cmerwatch_worker.tasks import Checking
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 DATABASE_SECONDS = 60.0  # a database that starts beside us may take this long
 RESTART_SECONDS = 1.0
-CONNECTIONS = 10  # drain, prepare, complete, leases, poll, copies, calibrate, dispatch, alerts, redecide
+CONNECTIONS = 11  # drain, prepare, complete, leases, poll, copies, calibrate, dispatch, fetch, alerts, redecide
 LOOK_BACK = dt.timedelta(days=1)  # for pictures that a worker before this one had no time to make a copy of
 CALIBRATE_SECONDS = 5.0  # between looks for a reference that can be frozen, and at what still waits for one
 # A batch makes tens of thousands of objects that die by counting; looking for cycles among them every 700 took a
@@ -53,8 +53,10 @@ def main() -> int:
     except errors.CmerwatchError as error:
         print(f"cmerwatch worker: {error.message}", file=sys.stderr)  # noqa: T201 - for the person who started it
         return 2
+    queue.configure(settings)  # a fetched picture makes an event ready, for whichever worker is free
     with running(settings, checker, engine) as checking:
         consume(settings, checking)
+    queue.close()
     return 0
 
 
@@ -91,11 +93,14 @@ def running(settings: Settings, checker: Checker, engine: sa.Engine) -> Iterator
     second = judge.open_judge(settings, store)
     runtime = Runtime(checker, store, open_pool(settings, checker), progress.touch)
     checking = Checking(runtime, settings, progress)
+    fetcher = fetching.Fetcher(settings, store)
+    checking.on_hint = fetcher.wake
     stopping = threading.Event()
     stop_at_signals(checking)
     threads = [
         threading.Thread(target=tasks.poll_until, args=(stopping, settings.poll_seconds, checking.poll), name="poll"),
         threading.Thread(target=dispatch.Dispatcher(settings).run, args=(stopping,), name="dispatch"),
+        threading.Thread(target=fetcher.run, args=(stopping,), name="fetch"),
         threading.Thread(
             target=tasks.poll_until, args=(stopping, CALIBRATE_SECONDS, checking.calibrate), name="calibrate"
         ),
@@ -117,7 +122,8 @@ def running(settings: Settings, checker: Checker, engine: sa.Engine) -> Iterator
     finally:
         checking.stop()
         stopping.set()
-        for thread in threads[:3]:
+        fetcher.wake()
+        for thread in threads[:4]:
             thread.join()
         checking.close()
         engine.dispose()
@@ -180,3 +186,4 @@ def make_app(settings: Settings, checking: Checking) -> celery.Celery:
             log.warning("a drain met an obstacle; polling tries again: %s", tasks.where(error))
 
     return app
+        checking.on_hint()

@@ -65,6 +65,7 @@ class Checking:
         self._behind = ThreadPoolExecutor(1, "complete")
         self.copies = copies.open_copies(settings, runtime.checker, runtime.store)
         self._stopping = threading.Event()
+        self.on_hint: Callable[[], None] = lambda: None  # what else a hint may be about: pictures to fetch
         self.checker_id = register(runtime.checker)
         self._calibration = Calibration(runtime.checker, self.checker_id, settings)
 

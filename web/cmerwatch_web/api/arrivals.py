@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
-from cmerwatch import errors, events, settings
+from cmerwatch import errors, events, image_urls, settings
 from cmerwatch import images as image_headers
 from cmerwatch_web.api import bodies, schemas
 
@@ -71,12 +72,24 @@ class _Reader:
             if needs_cleaning:
                 value, sanitized = bodies.cleaned(value)
             source = schemas.read_event(value, path, self.limits.max_text_chars)
-            pictures = [self._look(image, f"{path}images[{i}]") for i, image in enumerate(source.images)]
+            urls = [
+                (i, image_urls.taken(image.url, self.url_rules, f"{path}images[{i}].url"))
+                for i, image in enumerate(source.images)
+                if image.url is not None
+            ]
+            pictures = [
+                self._look(image, f"{path}images[{i}]") for i, image in enumerate(source.images) if image.url is None
+            ]
         except errors.CmerwatchError as error:
             return Arrival(path, error=error)
         # Only now: what came with an event that is refused is not stored for its sake.
         self.pictures |= {sha256: picture for sha256, picture in pictures if picture is not None}
-        return Arrival(path, schemas.new_event(source, [sha256 for sha256, _ in pictures], sanitized))
+        return Arrival(path, schemas.new_event(source, [sha256 for sha256, _ in pictures], sanitized, urls))
+
+    @functools.cached_property
+    def url_rules(self) -> image_urls.Rules:
+        """Not read for a request without URLs."""
+        return image_urls.Rules(self.limits.picture_hosts)
 
     def _look(self, image: schemas.ImageSource, name: str) -> tuple[str, events.Picture | None]:
         """(sha256, picture); the picture is None where the event only names bytes uploaded before."""

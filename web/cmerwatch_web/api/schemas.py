@@ -102,27 +102,23 @@ def _hash(value: str) -> str:
     return value
 
 
-def _no_url(value: Any) -> str:
-    raise _refuse("is not allowed: fetching URLs is off. Send the bytes as `data`, or upload them and send `sha256`")
-
-
 Name = Annotated[str, Field(max_length=200)]
 Fraction = Annotated[float, AfterValidator(_fraction)]
 
 
 class ImageSource(pydantic.BaseModel):
-    """One picture: `data` (base64 or a data URI) or `sha256` (of bytes uploaded, or sent as a part)."""
+    """One picture: `data` (base64 or a data URI), `sha256` (of bytes uploaded, or sent as a part) or its `url`."""
 
     model_config = pydantic.ConfigDict(extra="forbid", strict=True, title="Image")
 
     data: str | None = None
     sha256: Annotated[str, AfterValidator(_hash)] | None = None
-    url: Annotated[str, BeforeValidator(_no_url)] | None = Field(None, description="Refused: fetching URLs is off.")
+    url: str | None = Field(None, description="Fetched by a worker, where CMERWATCH_FETCH_IMAGES takes its host.")
 
     @pydantic.model_validator(mode="after")
     def _one_source(self) -> ImageSource:
-        if (self.data is None) == (self.sha256 is None):
-            raise _refuse("must have exactly one of `data` (base64) and `sha256`")
+        if [self.data, self.sha256, self.url].count(None) != 2:
+            raise _refuse("must have exactly one of `data` (base64), `sha256` and `url`")
         return self
 
 
@@ -184,8 +180,10 @@ def read(model: type[Model], value: Any, path: str = "", **context: Any) -> Mode
         raise errors.Invalid(problems[0]["message"], **details) from None
 
 
-def new_event(source: EventSource, images: Sequence[str], sanitized: bool) -> events.NewEvent:
-    """The event in the core's shape; `images` are the sha256 of its pictures, in order."""
+def new_event(
+    source: EventSource, images: Sequence[str], sanitized: bool, urls: Sequence[tuple[int, str]] = ()
+) -> events.NewEvent:
+    """The event in the core's shape; `images` are the sha256 of its pictures in order, but for those at `urls`."""
     return events.NewEvent(
         slice=Slice(**{name: getattr(source, name) or "" for name in Slice._fields}),
         images=tuple(images),
@@ -194,6 +192,7 @@ def new_event(source: EventSource, images: Sequence[str], sanitized: bool) -> ev
         logprobs=None if source.logprobs is None else tuple(source.logprobs),
         metadata=source.metadata or {},
         text_sanitized=sanitized,
+        urls=tuple(urls) or None,
         **{name: getattr(source, name) for name in _SAME},
     )
 

@@ -1,0 +1,212 @@
+"""Pictures on their way: events that name them by address wait, fetchers claim the addresses, and what came is noted.
+
+An event's work row is FETCHING until the last of its pictures is there, or the first is given up; no worker claims it
+before, and it counts as waiting everywhere. All times are the database's now().
+"""
+
+from __future__ import annotations
+
+import random
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from cmerwatch import image_urls, models
+from cmerwatch.image_urls import UNREACHABLE
+
+# After the n-th failed try: 13 minutes in all, which is about how long a signed address lives.
+SCHEDULE = (2.0, 5.0, 15.0, 45.0, 120.0, 240.0, 360.0)
+MAX_ATTEMPTS = len(SCHEDULE) + 1
+
+# Behind all that can be claimed: a claim reads from the low end and would step over each waiting row every time.
+_BEHIND = 100
+
+_WAIT = sa.text(
+    f"UPDATE work SET state = {models.FETCHING}, priority = {_BEHIND} WHERE event_id = ANY (CAST(:ids AS uuid[]))"
+)
+_CLAIM = sa.text(
+    """
+    WITH due AS (
+        SELECT event_id, position FROM image_fetches
+        WHERE state = 'waiting' AND next_at <= now() AND (lease_until IS NULL OR lease_until < now())
+            AND (attempts > 0) = :again AND host <> ALL (CAST(:busy AS text[]))
+        ORDER BY next_at, event_id, position LIMIT :n FOR UPDATE SKIP LOCKED
+    )
+    UPDATE image_fetches f SET attempts = attempts + 1, lease_token = :token,
+        lease_until = now() + make_interval(secs => :lease)
+    FROM due WHERE f.event_id = due.event_id AND f.position = due.position
+    RETURNING f.event_id, f.position, f.project_id, f.url, f.host, f.attempts
+    """
+)
+
+# What a signed address may be used for goes with its query.
+_SETTLE = "lease_token = NULL, lease_until = NULL, settled_at = now(), url = split_part(url, '?', 1)"
+_HELD = "event_id = :event AND position = :position AND lease_token = :token AND state = 'waiting'"
+_FETCHED = sa.text(
+    f"UPDATE image_fetches SET state = 'fetched', sha256 = :sha256, reason = '', {_SETTLE} WHERE {_HELD}"
+)
+_FAILED = sa.text(f"UPDATE image_fetches SET state = 'failed', reason = :reason, {_SETTLE} WHERE {_HELD}")
+_SKIP = sa.text(f"UPDATE image_fetches SET state = 'skipped', {_SETTLE} WHERE event_id = :event AND state = 'waiting'")
+_LATER = sa.text(
+    "UPDATE image_fetches SET lease_token = NULL, lease_until = NULL, reason = :reason, attempts = attempts - :undo, "
+    f"next_at = now() + make_interval(secs => :seconds) WHERE {_HELD}"
+)
+_READY = sa.text(
+    "UPDATE work SET state = 0, priority = 0, not_before = now(), refused = CAST(:refused AS text[]) "
+    f"WHERE event_id = :event AND state = {models.FETCHING}"
+)
+_COUNTS = sa.text(
+    """
+    SELECT count(*) AS waiting, count(*) FILTER (WHERE next_at < now() - interval '1 minute') AS overdue,
+        (SELECT count(*) FROM image_fetches WHERE state = 'failed' AND settled_at > now() - interval '1 day')
+            AS failed_today
+    FROM image_fetches WHERE state = 'waiting'
+    """
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """An address leased to a fetcher. `url` may be a key to what it names: never to be logged."""
+
+    event_id: uuid.UUID
+    position: int
+    project_id: uuid.UUID
+    url: str = field(repr=False)
+    host: str
+    attempts: int
+
+    @property
+    def is_spent(self) -> bool:
+        """Its last try was the last, and whoever made it died."""
+        return self.attempts > MAX_ATTEMPTS
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Of the whole installation. Overdue: what a fetcher should have taken a minute ago."""
+
+    waiting: int
+    overdue: int
+    failed_today: int
+
+
+def expect(session: orm.Session, project_id: uuid.UUID, wanted: Mapping[uuid.UUID, Sequence[tuple[int, str]]]) -> None:
+    """Let these events, stored in this very transaction, wait for the pictures at (position, address)."""
+    rows = [
+        {
+            "event_id": event_id,
+            "position": position,
+            "project_id": project_id,
+            "url": url,
+            "host": urlsplit(url).hostname or "",
+        }
+        for event_id, urls in wanted.items()
+        for position, url in urls
+    ]
+    if rows:
+        session.execute(sa.insert(models.ImageFetch), rows)
+        session.execute(_WAIT, {"ids": list(wanted)})
+
+
+def claim(
+    session: orm.Session,
+    n: int,
+    lease_seconds: float,
+    token: uuid.UUID,
+    *,
+    again: bool = False,
+    busy: Sequence[str] = (),
+) -> list[Claimed]:
+    """Lease up to n addresses to `token`: new ones, or with `again` those tried before. Commit before any call.
+
+    `busy`: hosts that are to be left alone for now.
+    """
+    values: dict[str, Any] = {"n": n, "lease": lease_seconds, "token": token, "again": again, "busy": list(busy)}
+    return [Claimed(*row) for row in session.execute(_CLAIM, values)]
+
+
+def fetched(session: orm.Session, claimed: Claimed, token: uuid.UUID, sha256: str) -> bool:
+    """Note a picture whose bytes are stored and noted; the event is ready once it was the last.
+
+    False, and nothing changed, when the lease was lost or the event needs no more pictures.
+    """
+    _lock(session, claimed)
+    if not _one(session, _FETCHED, claimed, token, sha256=sha256):
+        return False
+    rows = of(session, claimed.event_id)
+    if all(row.state == "fetched" for row in rows):
+        _make_ready(session, claimed, rows, None)
+    return True
+
+
+def failed(session: orm.Session, claimed: Claimed, token: uuid.UUID, reason: str) -> bool:
+    """Give a picture up, and with it its event, which ends `invalid_image` for this reason. False as above."""
+    _lock(session, claimed)
+    if not _one(session, _FAILED, claimed, token, reason=reason):
+        return False
+    session.execute(_SKIP, {"event": claimed.event_id})
+    _make_ready(session, claimed, of(session, claimed.event_id), [reason])
+    return True
+
+
+def again(session: orm.Session, claimed: Claimed, token: uuid.UUID, reason: str, after: float | None = None) -> bool:
+    """Try once more later, not before `after` seconds; given up when the tries are used up. False as above."""
+    if claimed.attempts >= MAX_ATTEMPTS:
+        return failed(session, claimed, token, UNREACHABLE)
+    # Spread, so that what failed together does not come back together.
+    seconds = SCHEDULE[claimed.attempts - 1] * random.uniform(0.8, 1.2)
+    return _one(session, _LATER, claimed, token, reason=reason, seconds=max(seconds, after or 0), undo=0)
+
+
+def postpone(session: orm.Session, claimed: Claimed, token: uuid.UUID, seconds: float) -> bool:
+    """Give back what could not be stored through no fault of the address: the try is not counted."""
+    return _one(session, _LATER, claimed, token, reason="store_away", seconds=seconds, undo=1)
+
+
+def of(session: orm.Session, event_id: uuid.UUID) -> list[models.ImageFetch]:
+    """The pictures an event names by address, in its order; empty for almost every event."""
+    found = sa.select(models.ImageFetch).where(models.ImageFetch.event_id == event_id)
+    return list(session.scalars(found.order_by(models.ImageFetch.position).execution_options(populate_existing=True)))
+
+
+def counts(session: orm.Session) -> Counts:
+    return Counts(*session.execute(_COUNTS).one())
+
+
+def told(row: models.ImageFetch) -> str:
+    """The address as people may see it."""
+    return image_urls.shown(row.url)
+
+
+def _lock(session: orm.Session, claimed: Claimed) -> None:
+    """The work row first: of two fetchers that end the last two pictures of one event, the second must see both."""
+    lock = sa.text("SELECT 1 FROM work WHERE event_id = :event FOR UPDATE")
+    session.execute(lock, {"event": claimed.event_id})
+
+
+def _one(session: orm.Session, statement: sa.TextClause, claimed: Claimed, token: uuid.UUID, **values: Any) -> bool:
+    held = {"event": claimed.event_id, "position": claimed.position, "token": token}
+    return bool(session.execute(statement, held | values).rowcount)  # type: ignore[attr-defined]
+
+
+def _make_ready(
+    session: orm.Session, claimed: Claimed, rows: Sequence[models.ImageFetch], refused: list[str] | None
+) -> None:
+    """The event gets the pictures that came, each in its place among those it brought itself."""
+    event = sa.select(models.Event.images).where(models.Event.id == claimed.event_id)
+    brought = iter(session.scalars(event).one_or_none() or [])
+    came = {row.position: row.sha256 for row in rows}
+    images: list[str] = []
+    for position in range(max(came) + 1):
+        sha256 = came[position] if position in came else next(brought, None)
+        images += [sha256] if sha256 else []
+    session.execute(
+        sa.update(models.Event).where(models.Event.id == claimed.event_id).values(images=[*images, *brought])
+    )
+    session.execute(_READY, {"event": claimed.event_id, "refused": refused})
