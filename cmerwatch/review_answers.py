@@ -30,20 +30,25 @@ class Answer:
 
 
 def checked(answer: Answer, output: Callable[[], str]) -> Answer:
-    """The answer as it will be stored. `output` is asked for only when spans have to lie within it. Raises Invalid."""
+    """The answer as it will be stored: what the spans name is among its error types.
+
+    `output` is asked for only when spans have to lie within it. Raises Invalid.
+    """
     _require_one_of("verdict", answer.verdict, models.VERDICTS)
-    error_types = tuple(dict.fromkeys(answer.error_types))
-    for index, error_type in enumerate(error_types):
+    for index, error_type in enumerate(dict.fromkeys(answer.error_types)):
         _require_one_of(f"error_types[{index}]", error_type, models.ERROR_TYPES)
-    if answer.verdict == "correct" and error_types:
-        raise errors.Invalid(
-            "`error_types` must be empty when the verdict is correct; name none, or choose another verdict.",
-            field="error_types",
-        )
+    for field, said in (("error_types", answer.error_types), ("spans", answer.spans)):
+        if answer.verdict == "correct" and said:
+            raise errors.Invalid(
+                f"`{field}` must be empty when the verdict is correct; send none, or choose another verdict.",
+                field=field,
+            )
+    spans = _spans(answer.spans, output) if answer.spans else ()
+    named = [span["error_type"] for span in spans if "error_type" in span]
     return replace(
         answer,
-        error_types=error_types,
-        spans=_spans(answer.spans, output) if answer.spans else (),
+        error_types=tuple(dict.fromkeys([*answer.error_types, *named])),
+        spans=spans,
         correction=_text("correction", answer.correction),
         note=_text("note", answer.note),
     )

@@ -125,6 +125,22 @@ def test_a_bad_answer_is_refused_by_name_and_the_lease_stays(
     assert reviews.submit(session, ada, item.id, token, HALLUCINATED).verdict == "hallucinated"
 
 
+def test_what_a_span_names_is_among_the_error_types(
+    session: orm.Session, ada: access.Principal, item: models.ReviewItem
+) -> None:
+    spans = ({"start": 2, "end": 5, "error_type": "attribute"}, {"start": 6, "end": 7, "error_type": "count"})
+    review = answer(session, ada, item, reviews.Answer("hallucinated", ("count", "other"), spans=spans))
+    assert review.error_types == ["count", "other", "attribute"]
+
+
+def test_a_correct_output_has_nothing_marked_in_it(
+    session: orm.Session, ada: access.Principal, item: models.ReviewItem
+) -> None:
+    with pytest.raises(errors.Invalid) as refused:
+        answer(session, ada, item, reviews.Answer("correct", spans=({"start": 2, "end": 5},)))
+    assert refused.value.details["field"] == "spans"
+
+
 def test_spans_count_characters_not_bytes(session: orm.Session, project: models.Project, ada: access.Principal) -> None:
     output = "\N{LARGE RED CIRCLE} ist ein Kreis, schön."
     (item,) = people.queue(session, project.id, 1, output=output)

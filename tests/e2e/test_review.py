@@ -274,6 +274,77 @@ def test_selected_words_become_a_mark_in_the_servers_characters(site: Site, at_w
     assert [output[start:end] for start, end in spans] == ["red\u200b\u200b", "circle"]
 
 
+HARD = "A cafe\u0301 \U0001f600 \u05e9\u05dc\u05d5\u05dd red\u202e circle. It stands on a green ground."
+SENTENCES = [(0, HARD.index(" It")), (HARD.index("It"), len(HARD))]
+
+
+def marked(site: Site) -> list[tuple[str, str | None]]:
+    return [(HARD[one["start"] : one["end"]], one.get("error_type")) for one in acts(site)[-1].spans]
+
+
+def test_sentences_and_words_are_marked_by_keyboard_alone(site: Site, at_work: Reviewer) -> None:
+    """Through letters of two units, with an accent of their own, from right to left, and beside one that is hidden."""
+    site.lay(1, seeded.scored(0.12, 0.004, SENTENCES), output=HARD)
+    page = at_work()
+    toolbar = page.get_by_role("toolbar", name="Mark the selected words as wrong")
+    expect(toolbar).to_be_hidden()
+    page.keyboard.press("j")
+    expect(toolbar).to_be_visible()
+    for key in ("ArrowRight", "ArrowRight", "a"):  # its first word, the second
+        page.keyboard.press(key)
+    expect(toolbar).to_be_hidden()
+    expect(page.get_by_role("checkbox", name="Attribute")).to_be_checked()
+    expect(page.get_by_role("list", name="Marked as wrong")).to_contain_text("cafe\u0301 attribute")
+    assert page.locator(".marked").evaluate("one => getComputedStyle(one, '::after').content") == '" attribute"'
+    for key in ("j", "ArrowLeft", "ArrowLeft", "Shift+ArrowRight", "t"):
+        page.keyboard.press(key)
+    for key in ("j", "j", "r", "o"):  # the second sentence; then a letter with nothing selected
+        page.keyboard.press(key)
+    page.reload()
+    expect(page.locator(".marked")).to_have_text(["cafe\u0301", "red", "U+202E", " circle", HARD[slice(*SENTENCES[1])]])
+    press_to_next(page, "3")
+    assert marked(site) == [
+        ("cafe\u0301", "attribute"),
+        ("red\u202e circle", "text"),
+        (HARD[slice(*SENTENCES[1])], "relation"),
+    ]
+    assert acts(site)[0].error_types == ["object", "attribute", "relation", "text"]
+
+
+def test_a_click_takes_a_sentence_a_button_marks_it_and_a_second_kind_replaces_the_first(
+    site: Site, at_work: Reviewer
+) -> None:
+    site.lay(1, seeded.scored(0.12, 0.004, SENTENCES), output=HARD)
+    page = at_work()
+    page.locator("mark").nth(1).click()
+    page.get_by_role("button", name="Relation R").click()
+    chips = page.get_by_role("list", name="Marked as wrong")
+    expect(chips).to_contain_text("relation")
+    chips.get_by_role("button", name="It stands").first.click()  # the words are selected again
+    page.get_by_role("button", name="Attribute A").click()
+    expect(chips.get_by_role("listitem")).to_have_count(1)
+    page.locator("mark").nth(0).click()
+    page.keyboard.press("m")
+    page.locator(".marked").nth(0).click()
+    page.keyboard.press("Delete")
+    expect(chips.get_by_role("listitem")).to_have_count(1)
+    press_to_next(page, "2")
+    assert marked(site) == [(HARD[slice(*SENTENCES[1])], "attribute")]
+    press_to_next(page, "u")  # an undo brings the marks back
+    expect(page.locator(".marked")).to_have_text([HARD[slice(*SENTENCES[1])]])
+
+
+def test_sentences_are_marked_without_a_script(site: Site, at_work: Reviewer) -> None:
+    site.lay(1, seeded.scored(0.12, 0.004, SENTENCES), output=HARD)
+    page = at_work(java_script_enabled=False)
+    page.get_by_text("Which sentences are wrong").click()
+    page.get_by_role("checkbox", name="It stands").check()
+    page.get_by_label("What is wrong in sentence 2").select_option("Relation")
+    page.get_by_role("button", name="Hallucinated").click()
+    expect(told(page)).to_contain_text("Marked hallucinated.")
+    assert marked(site) == [(HARD[slice(*SENTENCES[1])], "relation")]
+
+
 def test_a_mark_can_be_taken_away_again(site: Site, at_work: Reviewer) -> None:
     flag(site)
     page = at_work()
@@ -580,7 +651,8 @@ def test_no_review_page_breaks_a_rule_of_accessibility(
     for key in ("o", "n", *"a note", "Escape", "w", "Escape"):
         page.keyboard.press(key)
     page.locator("[data-output]").select_text()
-    page.keyboard.press("m")
+    check("words selected")
+    page.keyboard.press("a")
     check("item")
     for key, name in (("s", "skip"), ("e", "escalate"), ("?", "keys"), (" ", "full")):
         page.keyboard.press(key)

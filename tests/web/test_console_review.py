@@ -252,7 +252,7 @@ def test_undo_brings_the_item_back_as_it_was_filled_in(rita: Browser, flagged: S
     assert "You had said hallucinated." in words(page)
     assert "upside down</textarea>" in page
     assert 'value="relation" checked' in page
-    assert 'name="spans" value="[[2, 5]]"' in page
+    assert 'name="spans" data-spans="[[2, 5]]"' in page
     rita.post(f"{address}/verdict", data={"lease_token": lease(page), "verdict": "correct"})
     assert [(act.action, act.verdict) for act in acts(session)] == [
         ("verdict", "hallucinated"),
@@ -349,7 +349,7 @@ def has_typed(page: str) -> bool:
         "A blue circle.</textarea>",
         'value="object" checked',
         'value="text" checked',
-        'name="spans" value="[[2, 5]]"',
+        'name="spans" data-spans="[[2, 5]]"',
     )
     return all(part in page for part in wanted)
 
@@ -486,6 +486,51 @@ def test_correct_with_an_error_type_asks_which_is_meant(rita: Browser, flagged: 
     assert acts(session) == []
 
 
+def test_correct_with_marked_words_asks_which_is_meant(rita: Browser, flagged: Sender, session: orm.Session) -> None:
+    address, token = start_of(rita, flagged)
+    answer = rita.post(f"{address}/verdict", data={"lease_token": token, "verdict": "correct", "spans": "[[2, 5]]"})
+    assert answer.status_code == 422
+    assert "You chose Correct and marked words as wrong." in words(answer.text)
+    assert acts(session) == []
+
+
+def test_a_mark_carries_its_kind_which_is_among_the_error_types(
+    rita: Browser, flagged: Sender, session: orm.Session
+) -> None:
+    item = flagged(output=OUTPUT)
+    address, token = start(rita)
+    said = {"verdict": "hallucinated", "error_types": "count", "spans": '[[2, 5, "attribute"], [6, 12]]'}
+    assert rita.post(f"{address}/verdict", data={"lease_token": token, **said}).status_code == 303
+    [review] = acts(session)
+    assert review.spans == [{"start": 2, "end": 5, "error_type": "attribute"}, {"start": 6, "end": 12}]
+    assert review.error_types == ["count", "attribute"]
+    page = rita.get(f"/events/{session.get_one(models.ReviewItem, item).event_id}").text
+    assert "Marked red attribute circle wrong" in words(page)
+    assert "2 stretches of the output marked" in words(rita.get("/review/history").text)
+
+
+def test_without_a_script_a_sentence_is_marked_by_its_box_and_its_kind(
+    rita: Browser, flagged: Sender, session: orm.Session
+) -> None:
+    """A kind that was chosen marks its sentence too: nobody chooses one for a sentence that is right."""
+    flagged(seeded.scored(0.12, 0.004, [(0, 13), (14, len(OUTPUT))]), output=OUTPUT)
+    address, token = start(rita)
+    page = rita.get(address).text
+    assert 'name="marked" value="0-13">' in page
+    said = {"verdict": "hallucinated", "marked": ["0-13", "x", "99"], f"type-14-{len(OUTPUT)}": "relation"}
+    assert rita.post(f"{address}/verdict", data={"lease_token": token, **said}).status_code == 303
+    [review] = acts(session)
+    assert review.spans == [
+        {"start": 0, "end": 13},
+        {"start": 14, "end": len(OUTPUT), "error_type": "relation"},
+    ]
+    assert review.error_types == ["relation"]
+    rita.post(f"{address}/undo")
+    page = rita.get(address).text
+    assert 'name="marked" value="0-13" checked>' in page
+    assert '<option value="relation" selected>' in page
+
+
 @pytest.mark.parametrize(
     ("field", "value"), [("note", "n" * 1_000_000), ("correction", "c" * 10_001), ("spans", "[[0, 99999]]")]
 )
@@ -493,7 +538,7 @@ def test_what_is_over_a_limit_is_refused_by_name_and_kept(
     rita: Browser, flagged: Sender, session: orm.Session, field: str, value: str
 ) -> None:
     address, token = start_of(rita, flagged)
-    answer = rita.post(f"{address}/verdict", data={"lease_token": token, "verdict": "correct", field: value})
+    answer = rita.post(f"{address}/verdict", data={"lease_token": token, "verdict": "hallucinated", field: value})
     assert answer.status_code == 422
     assert f"`{field}" in words(answer.text)
     assert value in answer.text
@@ -513,7 +558,18 @@ def test_hidden_characters_in_a_note_are_stored_harmless_and_shown_by_name(
 
 
 @pytest.mark.parametrize(
-    "spans", ["x", "[[1]]", "[[1, 2, 3]]", '{"a": 1}', "[" * 50_000, "[[null, 2]]", "[[1e999, 2]]"]
+    "spans",
+    [
+        "x",
+        "[[1]]",
+        "[[1, 2, 3]]",
+        '[[1, 2, "hue"]]',
+        '[[1, 2, ["text"]]]',
+        '{"a": 1}',
+        "[" * 50_000,
+        "[[null, 2]]",
+        "[[1e999, 2]]",
+    ],
 )
 def test_spans_that_no_page_sends_are_passed_over(
     rita: Browser, flagged: Sender, session: orm.Session, spans: str
@@ -634,6 +690,6 @@ def test_the_reviewers_guide_names_every_key_of_the_page() -> None:
     for label, meaning, key in review_form.ERROR_TYPES.values():
         assert f"| `{key}` | {label.lower()}: {meaning} |" in guide
     page = (Path(pages.__file__).parent.parent / "templates" / "review_macros.html").read_text()
-    for key in ("Space", "M", "W", "N", "Esc", "S", "E", "G", "U", "?"):
+    for key in ("Space", "J", "K", "← →", "Del", "M", "W", "N", "Esc", "S", "E", "G", "U", "?"):
         assert f"('{key}', " in page
         assert f"`{key}`" in guide

@@ -83,7 +83,9 @@ drafts = st.builds(
     error_types=st.sampled_from([(), ("object",), ("object", "text")]),
     correction=st.none() | texts.filter(bool),
     note=texts,
-    spans=st.lists(st.builds(Span, st.integers(0, 9), st.integers(0, 9)), max_size=3).map(tuple),
+    spans=st.lists(
+        st.builds(Span, st.integers(0, 9), st.integers(0, 9), st.sampled_from(["", "text"])), max_size=3
+    ).map(tuple),
     choice=st.sampled_from(["", *review_form.SKIP_REASONS]),
     reason=texts,
 )

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import fastapi
+from fastapi import Depends
 from fastapi.responses import RedirectResponse
 from sqlalchemy import orm
 from starlette.requests import Request
@@ -34,84 +37,63 @@ def _to(item_id: uuid.UUID) -> Response:
     return RedirectResponse(f"/review/{item_id}", 303)
 
 
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """One item before one reviewer, as its routes are given it."""
+
+    request: Request
+    session: auth.Session
+    viewer: review_lists.Reviewer
+    store: deps.Blobs
+    item_id: uuid.UUID
+
+    def show(self, draft: review_form.Draft | None = None, refused: errors.CmerwatchError | None = None) -> Response:
+        return review_page.show(self.request, self.session, self.viewer, self.store, self.item_id, draft, refused)
+
+    def act(self, act: Act, token: uuid.UUID, said: Any, draft: review_form.Draft) -> Response:
+        """Say it and go on to the next item; refused, the same page again with everything that was typed."""
+        refused = _attempt(lambda: act(self.session, self.viewer, self.item_id, token, said))
+        return _next(self.session, self.viewer) if refused is None else self.show(draft, refused)
+
+
+Act = Callable[[orm.Session, access.Principal, uuid.UUID, uuid.UUID, Any], object]
+AtDesk = Annotated[Desk, Depends()]
+
+
 @router.get("/review/{item_id}")
-def show_item(
-    request: Request, session: auth.Session, viewer: review_lists.Reviewer, store: deps.Blobs, item_id: uuid.UUID
-) -> Response:
-    return review_page.show(request, session, viewer, store, item_id)
+def show_item(desk: AtDesk) -> Response:
+    return desk.show()
 
 
 @router.post("/review/{item_id}/hold")
-def take(
-    request: Request, session: auth.Session, viewer: review_lists.Reviewer, store: deps.Blobs, item_id: uuid.UUID
-) -> Response:
-    refused = _attempt(lambda: reviews.hold(session, viewer, item_id))
-    if refused is not None:
-        return review_page.show(request, session, viewer, store, item_id, refused=refused)
-    return _to(item_id)
+def take(desk: AtDesk) -> Response:
+    refused = _attempt(lambda: reviews.hold(desk.session, desk.viewer, desk.item_id))
+    return _to(desk.item_id) if refused is None else desk.show(refused=refused)
 
 
 @router.post("/review/{item_id}/resume")
-def take_again(
-    request: Request,
-    session: auth.Session,
-    viewer: review_lists.Reviewer,
-    store: deps.Blobs,
-    item_id: uuid.UUID,
-    form: review_form.Posted,
-) -> Response:
+def take_again(desk: AtDesk, form: review_form.Posted) -> Response:
     """Take the item and go on with what was typed; answered by the page itself, because nothing stores a draft."""
-    refused = _attempt(lambda: reviews.hold(session, viewer, item_id))
-    return review_page.show(request, session, viewer, store, item_id, review_form.read(form), refused)
+    refused = _attempt(lambda: reviews.hold(desk.session, desk.viewer, desk.item_id))
+    return desk.show(review_form.read(form), refused)
 
 
 @router.post("/review/{item_id}/verdict")
-def give_verdict(
-    request: Request,
-    session: auth.Session,
-    viewer: review_lists.Reviewer,
-    store: deps.Blobs,
-    item_id: uuid.UUID,
-    form: review_form.Posted,
-) -> Response:
-    draft = review_form.read(form).beside(review_page.output(session, viewer, item_id))
-    token = review_form.token(form)
-    refused = _attempt(lambda: reviews.submit(session, viewer, item_id, token, draft.answer()))
-    if refused is not None:
-        return review_page.show(request, session, viewer, store, item_id, draft, refused)
-    return _next(session, viewer)
+def give_verdict(desk: AtDesk, form: review_form.Posted) -> Response:
+    draft = review_form.read(form).beside(review_page.output(desk.session, desk.viewer, desk.item_id))
+    return desk.act(reviews.submit, review_form.token(form), draft.answer(), draft)
 
 
 @router.post("/review/{item_id}/skip")
-def skip(
-    request: Request,
-    session: auth.Session,
-    viewer: review_lists.Reviewer,
-    store: deps.Blobs,
-    item_id: uuid.UUID,
-    form: review_form.Posted,
-) -> Response:
-    draft, token = review_form.read(form), review_form.token(form)
-    refused = _attempt(lambda: reviews.skip(session, viewer, item_id, token, draft.skip_reason))
-    if refused is not None:
-        return review_page.show(request, session, viewer, store, item_id, draft, refused)
-    return _next(session, viewer)
+def skip(desk: AtDesk, form: review_form.Posted) -> Response:
+    draft = review_form.read(form)
+    return desk.act(reviews.skip, review_form.token(form), draft.skip_reason, draft)
 
 
 @router.post("/review/{item_id}/escalate")
-def escalate(
-    request: Request,
-    session: auth.Session,
-    viewer: review_lists.Reviewer,
-    store: deps.Blobs,
-    item_id: uuid.UUID,
-    form: review_form.Posted,
-) -> Response:
-    draft, token = review_form.read(form), review_form.token(form)
-    refused = _attempt(lambda: reviews.escalate(session, viewer, item_id, token, draft.reason))
-    if refused is not None:
-        return review_page.show(request, session, viewer, store, item_id, draft, refused)
-    return _next(session, viewer)
+def escalate(desk: AtDesk, form: review_form.Posted) -> Response:
+    draft = review_form.read(form)
+    return desk.act(reviews.escalate, review_form.token(form), draft.reason, draft)
 
 
 @router.post("/review/{item_id}/undo")

@@ -44,10 +44,11 @@ _FORM = re.compile(r"/review/([0-9a-f-]{36})/(verdict|skip|escalate|resume)")
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A stretch of the output marked as wrong, in characters."""
+    """A stretch of the output marked as wrong, in characters; `error_type` is empty where none was named."""
 
     start: int
     end: int
+    error_type: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,8 @@ class Draft:
         return ": ".join(part for part in (chosen, self.reason.strip()) if part)
 
     def spans_json(self) -> str:
-        return json.dumps([[span.start, span.end] for span in self.spans])
+        """[[start, end, error type where one is named]], which `read` and the page's script understand."""
+        return json.dumps([[s.start, s.end] + ([s.error_type] if s.error_type else []) for s in self.spans])
 
     def fields(self) -> list[tuple[str, str]]:
         """As hidden inputs that `read` understands."""
@@ -92,7 +94,10 @@ class Draft:
         return reviews.Answer(
             verdict=self.verdict,
             error_types=self.error_types,
-            spans=tuple({"start": span.start, "end": span.end} for span in self.spans),
+            spans=tuple(
+                {"start": s.start, "end": s.end} | ({"error_type": s.error_type} if s.error_type else {})
+                for s in self.spans
+            ),
             correction=self.correction,
             note=self.note.strip() or None,
         )
@@ -118,7 +123,7 @@ def read(form: FormData) -> Draft:
         error_types=tuple(name for name in ERROR_TYPES if name in form.getlist("error_types")),
         correction=correction or None,
         note=_text(form, "note"),
-        spans=_spans(_text(form, "spans")),
+        spans=(*_spans(_text(form, "spans")), *_ticked(form)),
         choice=_text(form, "choice") if _text(form, "choice") in SKIP_REASONS else "",
         reason=_text(form, "reason"),
     )
@@ -131,7 +136,7 @@ def of_review(review: models.Review) -> Draft:
         error_types=tuple(review.error_types),
         correction=review.correction,
         note=review.note or "",
-        spans=tuple(Span(one["start"], one["end"]) for one in review.spans),
+        spans=tuple(Span(one["start"], one["end"], one.get("error_type", "")) for one in review.spans),
     )
 
 
@@ -155,9 +160,30 @@ def _lines(value: str) -> str:
 
 def _spans(value: str) -> tuple[Span, ...]:
     try:
-        return tuple(Span(int(start), int(end)) for start, end in json.loads(value or "[]"))
+        return tuple(_span(*one) for one in json.loads(value or "[]"))
     except (ValueError, TypeError, OverflowError, RecursionError):
         return ()
+
+
+def _span(start: Any, end: Any, error_type: Any = "") -> Span:
+    """Raises ValueError or TypeError for what is none."""
+    if error_type and error_type not in ERROR_TYPES:  # what cannot be a key raises TypeError here
+        raise ValueError(error_type)
+    return Span(int(start), int(end), error_type)
+
+
+_PLACE = re.compile(r"(?:type-)?(\d{1,7})-(\d{1,7})")
+
+
+def _ticked(form: FormData) -> list[Span]:
+    """Marks as a page without a script makes them: a box ticked per sentence, or its kind of error chosen."""
+    chosen = [name for name in form if name.startswith("type-") and _text(form, name)]
+    ticked = [name for name in form.getlist("marked") if isinstance(name, str)]
+    places = dict.fromkeys(found.groups() for name in (*ticked, *chosen) if (found := _PLACE.fullmatch(name)))
+    return [
+        Span(int(start), int(end), kind if (kind := _text(form, f"type-{start}-{end}")) in ERROR_TYPES else "")
+        for start, end in places
+    ]
 
 
 # What a form held when its session had ended: it travels through the sign-in page and back.

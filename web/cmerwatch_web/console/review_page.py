@@ -47,7 +47,8 @@ def show(
         lease=held.lease if held else None,
         seconds=seconds_left(session, held.lease) if held else 0,
         draft=draft.beside(found.body.output),
-        problem=problem(refused) if refused else None,
+        sentences=review_text.sentences(found.body.output, found.check.claims if found.check else (), draft.spans),
+        problem=problem(refused, draft) if refused else None,
         standing=None if held else _standing(session, viewer, item),
         can_take=held is None and _can_take(session, viewer, item),
         ahead=review_queue.pictures_ahead(session, viewer.project_id) if held else [],
@@ -165,11 +166,13 @@ def card(session: orm.Session, viewer: access.Principal, item: models.ReviewItem
 # Refusals and standings in the page's words: the core's speak of calls, here there are buttons.
 
 
-def problem(refused: errors.CmerwatchError) -> str:
+def problem(refused: errors.CmerwatchError, draft: Draft) -> str:
     if isinstance(refused, errors.LeaseLost):
         return f"{standing(refused)} Nothing was stored; what you typed is still here."
-    if refused.details.get("field") == "error_types":
+    if draft.verdict == "correct" and refused.details.get("field") == "error_types":
         return "You chose Correct and an error type. Take the error type away, or choose another verdict."
+    if draft.verdict == "correct" and refused.details.get("field") == "spans":
+        return "You chose Correct and marked words as wrong. Take the marks away, or choose another verdict."
     if refused.details.get("field") == "reason":
         return f"{refused.message} Nothing was stored."
     return f"{refused.message} Nothing was stored; what you typed is still here."

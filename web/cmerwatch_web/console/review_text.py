@@ -10,6 +10,7 @@ from typing import Any
 
 from cmerwatch_web.console import passages, text
 from cmerwatch_web.console.passages import Claim
+from cmerwatch_web.console.review_form import Span
 
 UNDERLINED = 600  # stretches of their own at most: thousands make a browser slow, and nobody reads so many
 
@@ -53,6 +54,29 @@ def weave(output: str, claims: Sequence[Mapping[str, Any]], unsure: Sequence[Uns
         made.append(Stretch(part.claim, list(_leaves(output, at, end, unsure))))
         at = end
     return made
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """A stretch to mark as wrong without a script: one that was checked, or one that is marked already."""
+
+    start: int
+    end: int
+    text: str
+    mark: Span | None
+
+
+SENTENCES = 100  # as many as an answer may have marks
+
+
+def sentences(output: str, claims: Sequence[Mapping[str, Any]], marks: Sequence[Span]) -> list[Sentence]:
+    """In the order of the text, the first SENTENCES, marked ones always."""
+    marked = {(mark.start, mark.end): mark for mark in marks}
+    places = {(one["start"], one["end"]) for one in claims} - set(marked)
+    some = sorted(places)[: max(0, SENTENCES - len(marked))]
+    return [
+        Sentence(start, end, output[start:end], marked.get((start, end))) for start, end in sorted([*some, *marked])
+    ]
 
 
 def unsure(output: str, tokens: Sequence[str] | None, logprobs: Sequence[float | None] | None) -> list[Unsure] | None:

@@ -1,10 +1,5 @@
-// Keys, the lease, marks in the output and what is typed. Every page works without this file.
+// Keys, the lease and what is typed; the marks are in review_marks.js. Every page works without these files.
 "use strict";
-
-const page = document.querySelector("[data-item]");
-const form = document.getElementById("answer");
-const $ = (selector) => document.querySelector(selector);
-document.documentElement.classList.add("has-script");
 
 // --- keys -----------------------------------------------------------------------------------------------------------
 
@@ -31,10 +26,12 @@ function write(id) {
   field.focus();
 }
 
-// The element whose shortcut this is: what the page says beside a button is what works.
+// The element whose shortcut this is: what the page says beside a button is what works. While words are selected, the
+// letters are those of the buttons that mark them.
 function ofKey(key) {
   const wanted = key.length === 1 ? key.toUpperCase() : key;
-  return document.querySelector(`[aria-keyshortcuts="${CSS.escape(wanted)}"]`);
+  const found = [...document.querySelectorAll(`[aria-keyshortcuts="${CSS.escape(wanted)}"]`)];
+  return found.find((element) => element.checkVisibility()) ?? found.find((element) => !element.closest("[hidden]"));
 }
 
 function inSheet(sheet, event) {
@@ -58,9 +55,9 @@ function inFull(full, event) {
 }
 
 function press(event) {
+  showChosen(); // the browser tells of a selection only after the keys that follow it at once
   if (event.key === " ") showFull(0);
-  else if (event.key === "m" || event.key === "M") markSelection();
-  else {
+  else if (!step(event)) {
     const target = ofKey(event.key);
     if (!target) return;
     if (target.matches("textarea")) write(target.id);
@@ -136,92 +133,6 @@ if (lease) {
   document.addEventListener("visibilitychange", () => document.hidden || renew());
 }
 
-// --- marks ----------------------------------------------------------------------------------------------------------
-
-// Places are counted in characters as the server counts them: code points, not UTF-16 units.
-const output = $("[data-output]");
-const chips = $("[data-wrong]");
-const field = form?.elements.spans;
-const marks = field ? JSON.parse(field.value || "[]") : [];
-const MOST_MARKS = 100;
-output?.normalize(); // the parser cuts a long text into nodes of 65 536 units
-
-const lengthOf = (leaf) => Number(leaf.dataset.length) || [...leaf.textContent].length;
-
-// Where a selection begins or ends, when it does so within these characters; null when at their edge or beyond.
-function within(leaf, node, offset) {
-  if (node.parentElement !== leaf || leaf.dataset.length) return null;
-  return Number(leaf.dataset.at) + [...leaf.textContent.slice(0, offset)].length;
-}
-
-// What is selected, cut to the characters of the output: a selection may begin or end in a number beside a sentence.
-function selected() {
-  const selection = getSelection();
-  if (!output || !selection.rangeCount || selection.isCollapsed) return null;
-  const range = selection.getRangeAt(0);
-  const leaves = [...output.querySelectorAll("[data-at]")].filter((leaf) => range.intersectsNode(leaf));
-  if (!leaves.length) return null;
-  const first = leaves[0], last = leaves[leaves.length - 1];
-  const start = within(first, range.startContainer, range.startOffset) ?? Number(first.dataset.at);
-  const end = within(last, range.endContainer, range.endOffset) ?? Number(last.dataset.at) + lengthOf(last);
-  return start < end ? [start, end] : null;
-}
-
-function markSelection() {
-  const found = selected();
-  if (!found || !form || marks.length >= MOST_MARKS) return;
-  const overlaps = marks.filter(([start, end]) => start <= found[1] && found[0] <= end);
-  const joined = [Math.min(found[0], ...overlaps.map((one) => one[0])), Math.max(found[1], ...overlaps.map((one) => one[1]))];
-  marks.splice(0, marks.length, ...marks.filter((one) => !overlaps.includes(one)), joined);
-  marks.sort((one, other) => one[0] - other[0]);
-  getSelection().removeAllRanges();
-  showMarks();
-  keepDraft();
-}
-
-function ranges([start, end]) {
-  const found = [];
-  for (const leaf of output.querySelectorAll("[data-at]")) {
-    const at = Number(leaf.dataset.at), letters = [...leaf.textContent];
-    const length = lengthOf(leaf);
-    if (at >= end || at + length <= start) continue;
-    const range = new Range();
-    const units = (count) => letters.slice(0, count).join("").length;
-    const text = leaf.firstChild;
-    range.setStart(text, leaf.dataset.length ? 0 : units(Math.max(start - at, 0)));
-    range.setEnd(text, leaf.dataset.length ? text.length : units(Math.min(end - at, length)));
-    found.push(range);
-  }
-  return found;
-}
-
-function showMarks() {
-  field.value = JSON.stringify(marks);
-  const all = marks.map(ranges);
-  chips.replaceChildren(...marks.map((mark, at) => chip(mark, all[at].map(String).join(""))));
-  chips.hidden = !marks.length;
-  if (globalThis.Highlight) CSS.highlights.set("wrong", new Highlight(...all.flat()));
-}
-
-function chip(mark, words) {
-  const item = document.createElement("li");
-  const said = document.createElement("bdi");
-  const away = document.createElement("button");
-  said.textContent = words.length > 60 ? `${words.slice(0, 60)}…` : words;
-  away.type = "button";
-  away.className = "quiet";
-  away.textContent = "✕";
-  away.setAttribute("aria-label", `Unmark ${words.slice(0, 60)}`);
-  away.addEventListener("click", () => {
-    marks.splice(marks.indexOf(mark), 1);
-    showMarks();
-    keepDraft();
-  });
-  item.className = "chip";
-  item.append(said, away);
-  return item;
-}
-
 // --- what is typed --------------------------------------------------------------------------------------------------
 
 // Kept in this tab until the item is answered: a session that ends, a reload or a stray click costs no words. The
@@ -247,7 +158,7 @@ function restoreDraft() {
     area.value = value;
     area.closest("details").open = true;
   }
-  marks.splice(0, marks.length, ...JSON.parse(fields.get("spans") || "[]"));
+  setMarks(JSON.parse(fields.get("spans") || "[]"));
 }
 
 function dropDrafts(but) {
