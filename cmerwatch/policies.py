@@ -46,10 +46,14 @@ class Policy:
     def rule_for(self, to: Slice) -> Rule:
         return next(rule for rule in self.rules if rule.applies(to))
 
-    def decide(self, result: CheckResult, is_calibrated: bool) -> Decision:
-        """Flagged = confidence above and score below; a null confidence is never flagged, only counted as low."""
+    def decide(self, result: CheckResult, is_calibrated: bool, has_bias: bool = False) -> Decision:
+        """Flagged = confidence above and score below; a null confidence is never flagged, only counted as low.
+
+        `has_bias`: the checker's logit has one, so a fixed cosine says nothing about its checks and decides none.
+        """
         rule, confidence = self.rule_for(result.event.slice), result.event.confidence
-        is_decided = is_calibrated and result.outcome == "scored" and result.score is not None
+        is_fit = rule.measure == "score" or not has_bias
+        is_decided = is_fit and is_calibrated and result.outcome == "scored" and result.score is not None
         measured = result.score if rule.measure == "score" else _cosine(result)
         low = is_decided and measured is not None and measured < rule.sim_threshold
         return Decision(
@@ -245,6 +249,31 @@ def require_meaning(rules: Sequence[Mapping[str, Any]], checker: models.Checker 
             "cosines are small numbers that no fixed threshold such as 0.25 fits; use the score",
             field="measure",
         )
+
+
+def misfit(version: int, rules: Sequence[Mapping[str, Any]], checker: models.Checker | None) -> str | None:
+    """Why some of these rules decide nothing about this checker's outputs; None where all of them do."""
+    if checker is None or checker.logit_bias is None:
+        return None
+    if all(rule.measure == "score" for rule in parse(version, rules).rules):
+        return None
+    return (
+        f"policy {version} is a fixed cosine and checker {checker.name} has a logit bias, so its cosines are small "
+        "numbers no fixed threshold fits: choose auto"
+    )
+
+
+def misfits(session: orm.Session, checker_id: int) -> dict[str, str]:
+    """By the slug of each project whose policy in force does not fit this checker: why."""
+    checker = session.get_one(models.Checker, checker_id)
+    rows = session.execute(
+        sa.select(models.Project.slug, models.PolicyVersion)
+        .join(models.PolicyVersion, models.PolicyVersion.project_id == models.Project.id)
+        .ext(pg.distinct_on(models.PolicyVersion.project_id))
+        .order_by(models.PolicyVersion.project_id, models.PolicyVersion.version.desc())
+    )
+    found = {slug: misfit(row.version, row.rules, checker) for slug, row in rows}
+    return {slug: why for slug, why in sorted(found.items()) if why is not None}
 
 
 def ensure_default(session: orm.Session, project_id: uuid.UUID) -> None:

@@ -118,6 +118,8 @@ _UNDECIDED = sa.text(
     WITH c AS (
         SELECT event_id, similarity, prompt_similarity, policy_version, claims, reasons FROM checks
         WHERE checker_id = :id AND outcome = 'scored' AND score IS NULL
+            -- Of a day that was dropped nothing is decided any more: taken first, such rows would fill every batch.
+            AND EXISTS (SELECT FROM events WHERE id = checks.event_id)
         ORDER BY event_id LIMIT :n FOR UPDATE SKIP LOCKED
     )
     SELECT c.*, e.project_id, e.geo_p, e.is_late, e.images, {", ".join("e." + d for d in DIMENSIONS)},

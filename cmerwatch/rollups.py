@@ -52,6 +52,15 @@ class Tally:
         self.counts["undecided"] -= 1
         self._count_decision(decided)
 
+    def leave(self, decided: Decided) -> None:
+        """Take one check back that `count` had added."""
+        one = Tally()
+        one.count(decided)
+        for name, value in one.counts.items():
+            self.counts[name] -= value
+        self.sim_hist.subtract(one.sim_hist)
+        self.score_hist.subtract(one.score_hist)
+
     def _count_decision(self, decided: Decided) -> None:
         result, decision = decided.result, decided.decision
         event, counts = result.event, self.counts
@@ -81,6 +90,14 @@ def add(session: orm.Session, decided: Sequence[Decided]) -> None:
 def settle(session: orm.Session, decided: Sequence[Decided]) -> None:
     """Checks that were added as undecided, and now are decided under the policy version they were added with."""
     _add(session, tally(decided, Tally.settle))
+
+
+def move(session: orm.Session, before: Sequence[Decided], after: Sequence[Decided]) -> None:
+    """The same checks from the keys they were added with to those they have now, in one upsert: one order of locks."""
+    moved = tally(before, Tally.leave)
+    for key, one in tally(after).items():
+        moved.setdefault(key, Tally()).merge(one)
+    _add(session, moved)
 
 
 def add_again(session: orm.Session, decided: Sequence[Decided]) -> None:

@@ -115,7 +115,8 @@ class CheckResult:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What one policy version says of one check. `is_decided` is False while a checker is still calibrating."""
+    """What one policy version says of one check. `is_decided` is False while the checker is calibrating, and where the
+    policy is a fixed cosine that means nothing of this checker."""
 
     policy_version: int
     is_decided: bool

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from PIL import Image
 from sqlalchemy import orm
 
-from cmerwatch import access, checks, db, events, ids, models, policies, reviews, rollups
+from cmerwatch import access, checks, db, events, ids, models, policies, reviews, rollups, withheld
 from cmerwatch.shapes import CheckResult, Claimed, ClaimScore, Decided, Decision, Slice
 from tests import stack
 
@@ -62,8 +62,8 @@ def ingest_many(session: orm.Session, project_id: uuid.UUID, n: int, **fields: A
     return sorted(ingest(session, project_id, **fields) for _ in range(n))
 
 
-def checker(session: orm.Session, name: str = "clip:test:0:1") -> int:
-    return checks.register(session, name=name, label=name, is_demo=False, reference_version="r1")
+def checker(session: orm.Session, name: str = "clip:test:0:1", **fields: Any) -> int:
+    return checks.register(session, name=name, label=name, is_demo=False, reference_version="r1", **fields)
 
 
 def claim(session: orm.Session, n: int = 256, token: uuid.UUID | None = None) -> tuple[uuid.UUID, list[Claimed]]:
@@ -143,11 +143,13 @@ def complete(
     """What a worker does in its one transaction: decide, complete, count, route."""
     results = list(results)
     in_force = policies.current(session, {one.event.project_id for one in results})
+    has_bias = session.get_one(models.Checker, checker_id).logit_bias is not None
     pairs: Sequence[tuple[CheckResult, Decision]] = [
-        (one, in_force[one.event.project_id].decide(one, is_calibrated)) for one in results
+        (one, in_force[one.event.project_id].decide(one, is_calibrated, has_bias)) for one in results
     ]
     done = checks.complete(session, token, checker_id, pairs)
     rollups.add(session, done)
+    withheld.keep(session, done)
     reviews.route(session, done, audit_rate)
     return done
 

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from cmerwatch import blobs, db, policies, references, rollups
 from cmerwatch.settings import Settings
 from cmerwatch.shapes import Claimed
-from cmerwatch_worker import app, calibrating, contrast, reference, tasks
+from cmerwatch_worker import app, calibrating, contrast, redeciding, reference, tasks
 from cmerwatch_worker.tasks import Checking
 from tests import factories, stack
 from tests.worker import images, stage
@@ -168,6 +168,76 @@ def test_what_waited_is_decided_by_the_policy_it_was_counted_under(
     assert checking.calibrate() == ENOUGH
     assert _scalar("SELECT max(policy_version) FROM decisions") == 1
     assert _differences(project) == []
+
+
+class Biased(Colours):
+    """Of the SigLIP kind: its logit has a bias, be it the smallest."""
+
+    logit_bias: float | None = -0.1
+
+
+COSINE = [{"measure": "cosine", "sim_threshold": 0.25}]
+
+
+def _policy(project: uuid.UUID, *rules: dict[str, object]) -> None:
+    with db.transaction() as session:
+        policies.create(session, project, list(rules), "user:ada")
+
+
+def test_a_checker_with_a_logit_bias_scores_under_a_fixed_cosine_and_leaves_it_undecided(
+    settings: Settings, project: uuid.UUID, blob_store: blobs.BlobStore
+) -> None:
+    _policy(project, *COSINE)
+    with stage.opened(settings, blob_store, Biased(frozen())) as checking:
+        wrong = stage.send(blob_store, project, [RED], "A blue circle.")
+        checking.drain()
+    assert stage.check_of(wrong)["score"] < 0.05
+    assert _counts() == (1, 1, 0)
+    assert _scalar("SELECT count(*) FROM decisions") == _scalar("SELECT count(*) FROM review_items") == 0
+    assert _differences(project) == []
+    assert redeciding.decide_withheld(settings) == 0
+    _policy(project, {"sim_threshold": "auto"})
+    assert redeciding.decide_withheld(settings) == 1
+    assert redeciding.decide_withheld(settings) == 0
+    assert _counts() == (1, 0, 1)
+    assert _scalar("SELECT flagged FROM decisions WHERE event_id = :id", id=wrong) is True
+    assert _scalar("SELECT kind FROM review_items WHERE event_id = :id", id=wrong) == "flagged"
+    assert _differences(project) == []
+
+
+def test_what_calibrated_under_a_fixed_cosine_has_its_score_and_waits_for_a_policy_that_fits(
+    settings: Settings, project: uuid.UUID, blob_store: blobs.BlobStore
+) -> None:
+    _policy(project, *COSINE)
+    with stage.opened(settings, blob_store, Biased()) as checking:
+        _send(blob_store, project, ENOUGH)
+        checking.drain()
+        assert checking.calibrate() == ENOUGH
+        assert checking.calibrate() == 0
+    assert _counts() == (ENOUGH, ENOUGH, 0)
+    assert _scalar("SELECT count(*) FROM checks WHERE score IS NULL") == 0
+    _policy(project, {"sim_threshold": "auto"})
+    assert redeciding.decide_withheld(settings) == ENOUGH
+    assert _counts() == (ENOUGH, 0, ENOUGH)
+    assert _differences(project) == []
+
+
+def test_a_worker_whose_checker_the_policy_does_not_fit_says_so_when_it_starts(
+    committed: str,
+    configured: Callable[..., Settings],
+    blob_store: blobs.BlobStore,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    settings = configured(decode_processes=1, poll_seconds=0.05, database_url=committed)
+    project = stage.new_project()
+    _policy(project, *COSINE)
+    stage.send(blob_store, project, [RED], "A blue circle.")
+    engine = db.configure(committed)
+    with app.running(settings, Biased(frozen()), engine):
+        stack.wait_until(lambda: _counts()[1] == 1)
+    engine.dispose()
+    [warning] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "stay undecided: policy 2 is a fixed cosine and checker colours:test:0:0 has a logit bias" in warning
 
 
 def test_a_running_worker_calibrates_by_itself(

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import sqlalchemy as sa
 
 from cmerwatch import db, models, policies, redecide
+from cmerwatch.settings import Settings
 from cmerwatch_worker import redeciding
 from tests import factories, stack
 
 
-def test_the_thread_goes_on_until_all_of_history_is_decided(committed: str) -> None:
+def test_the_thread_goes_on_until_all_of_history_is_decided(
+    committed: str, configured: Callable[..., Settings]
+) -> None:
+    settings = configured()
     with db.transaction() as session:
         project_id = factories.project(session)
         factories.ingest_many(session, project_id, 5)
@@ -20,7 +25,7 @@ def test_the_thread_goes_on_until_all_of_history_is_decided(committed: str) -> N
         session.execute(sa.update(models.PolicyVersion).values(created_at=sa.func.now() - 2 * redecide.SETTLED))
         redecide.start(session, project_id, version, "user:ada")
     stopping = threading.Event()
-    thread = threading.Thread(target=redeciding.run, args=(stopping,))
+    thread = threading.Thread(target=redeciding.run, args=(settings, stopping))
     thread.start()
     try:
         stack.wait_until(is_finished)

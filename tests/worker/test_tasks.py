@@ -332,10 +332,10 @@ def test_a_fault_of_ours_in_a_batch_counts_an_attempt_and_ends_alone(
 ) -> None:
     decide = policies.Policy.decide
 
-    def fragile(self: policies.Policy, result: object, is_calibrated: bool) -> object:
+    def fragile(self: policies.Policy, result: object, is_calibrated: bool, has_bias: bool) -> object:
         if result.event.output == "A poisonous red circle.":  # type: ignore[attr-defined]
             raise ZeroDivisionError("secret text")
-        return decide(self, result, is_calibrated)  # type: ignore[arg-type]
+        return decide(self, result, is_calibrated, has_bias)  # type: ignore[arg-type]
 
     monkeypatch.setattr(policies.Policy, "decide", fragile)
     healthy = [stage.send(blob_store, project, [RED], f"A red circle number {n}.") for n in range(5)]

@@ -21,7 +21,7 @@ from celery import signals
 from celery.exceptions import SecurityWarning
 from celery.worker import state as consumer_state
 
-from cmerwatch import blobs, db, errors, ids, migrate, queue
+from cmerwatch import blobs, db, errors, ids, migrate, policies, queue
 from cmerwatch import settings as settings_module
 from cmerwatch.settings import Settings
 from cmerwatch_worker import alerting, checkers, clock, contrast, dispatch, fetching, judge, redeciding, tasks, watchdog
@@ -109,7 +109,7 @@ def running(settings: Settings, checker: Checker, engine: sa.Engine) -> Iterator
         ),
         threading.Thread(target=clock.run, args=(engine, stopping), name="clock", daemon=True),
         threading.Thread(target=alerting.run, args=(stopping,), name="alerts", daemon=True),
-        threading.Thread(target=redeciding.run, args=(stopping,), name="redecide", daemon=True),
+        threading.Thread(target=redeciding.run, args=(settings, stopping), name="redecide", daemon=True),
     ]
     if second is not None:
         threads.append(threading.Thread(target=judge.run, args=(second, stopping), name="judge", daemon=True))
@@ -117,6 +117,7 @@ def running(settings: Settings, checker: Checker, engine: sa.Engine) -> Iterator
         thread.start()
     checking.copies.look_back(ids.first(dt.datetime.now(dt.UTC) - LOOK_BACK))
     log.info("checking with %s (%s)", checker.id, checker.label)
+    warn_of_misfits(checking.checker_id)
     try:
         yield checking
     finally:
@@ -127,6 +128,13 @@ def running(settings: Settings, checker: Checker, engine: sa.Engine) -> Iterator
             thread.join()
         checking.close()
         engine.dispose()
+
+
+def warn_of_misfits(checker_id: int) -> None:
+    """Outputs that this checker scores and the policy in force cannot decide are for a person to mend, and soon."""
+    with db.SessionLocal() as session:
+        for slug, why in policies.misfits(session, checker_id).items():
+            log.warning("outputs of project %s stay undecided: %s (Settings, Policies)", slug, why)
 
 
 def stop_at_signals(checking: Checking) -> None:

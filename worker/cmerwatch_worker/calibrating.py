@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from sqlalchemy import orm
 
-from cmerwatch import db, judgements, policies, references, reviews, rollups
+from cmerwatch import db, judgements, policies, references, reviews, rollups, withheld
 from cmerwatch.settings import Settings
 from cmerwatch.shapes import Claimed, Decided, Sample
 from cmerwatch_worker import contrast, reference, scoring
@@ -140,15 +140,19 @@ def decide_waiting(
 ) -> list[Decided]:
     """Decide up to n checks that were scored before there was a reference: counted and routed exactly once.
 
-    Each is decided by the policy version it was counted under, so what was undecided moves within one rollup key.
+    Each is decided by the policy version it was counted under, so what was undecided moves within one rollup key; where
+    that version does not fit the checker, it has its score now and is withheld.
     """
     waiting = references.undecided(session, checker_id, n)
     known = policies.at(session, {(result.event.project_id, version) for result, version in waiting})
     pairs = []
     for result, version in waiting:
         judged = scoring.judge(checker, frozen, result)
-        pairs.append((judged, known[result.event.project_id, version].decide(judged, True)))
-    decided = references.settle(session, checker_id, pairs)
+        decision = known[result.event.project_id, version].decide(judged, True, checker.logit_bias is not None)
+        pairs.append((judged, decision))
+    settled = references.settle(session, checker_id, pairs)
+    decided = [one for one in settled if one.decision.is_decided]
     rollups.settle(session, decided)
+    withheld.keep(session, settled)
     reviews.route(session, decided, audit_rate)
-    return decided
+    return settled

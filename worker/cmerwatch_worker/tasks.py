@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy import orm
 
-from cmerwatch import checks, db, errors, judgements, policies, references, reviews, rollups
+from cmerwatch import checks, db, errors, judgements, policies, references, reviews, rollups, withheld
 from cmerwatch.settings import Settings
 from cmerwatch.shapes import CheckResult, Claimed, Decided, Decision
 from cmerwatch_worker import copies, reference
@@ -227,6 +227,7 @@ class Checking:
                         self.checker_id,
                         checked.results,
                         self._settings.audit_rate,
+                        self._runtime.checker.logit_bias is not None,
                     )
                     if self._settings.judge_url:
                         judgements.route(session, decided, self._settings.judge_below)
@@ -272,15 +273,17 @@ def complete(
     checker_id: int,
     results: Sequence[CheckResult],
     audit_rate: float,
+    has_bias: bool = False,
 ) -> list[Decided]:
-    """Decide, complete, count, route: all of it or nothing. The caller commits."""
+    """Decide, complete, count, route: all of it or nothing. The caller commits. `has_bias`: the checker's logit has."""
     in_force = policies_of(session, {result.event.project_id for result in results})
     pairs: list[tuple[CheckResult, Decision]] = [
-        (result, in_force[result.event.project_id].decide(result, is_calibrated=result.score is not None))
+        (result, in_force[result.event.project_id].decide(result, result.score is not None, has_bias))
         for result in results
     ]
     decided = checks.complete(session, token, checker_id, pairs)
     rollups.add(session, decided)
+    withheld.keep(session, decided)
     reviews.route(session, decided, audit_rate)
     references.collect(session, checker_id, [one.result.sample for one in decided if one.result.sample is not None])
     return decided
