@@ -16,12 +16,15 @@ ROLES = ("viewer", "reviewer", "lead", "engineer", "admin")
 
 
 class Project(Base):
+    """`blind_since`: from then on reviewers see picture and text alone before their verdict; NULL: everything."""
+
     __tablename__ = "projects"
 
     id: orm.Mapped[Id]
     slug: orm.Mapped[str] = orm.mapped_column(unique=True)
     name: orm.Mapped[str]
     created_at: orm.Mapped[CreatedAt]
+    blind_since: orm.Mapped[dt.datetime | None]
 
 
 class User(Base):
@@ -55,6 +58,39 @@ class SignInLink(Base):
     user_id: orm.Mapped[uuid.UUID] = orm.mapped_column(sa.ForeignKey("users.id", ondelete="CASCADE"))
     expires_at: orm.Mapped[dt.datetime]
     used_at: orm.Mapped[dt.datetime | None]
+
+
+class Invitation(Base):
+    """A place in a project that waits for somebody of this login, who may have an account already or not: nobody who
+    invites is told which. Only the hash of its link is kept; it is deleted when it is taken."""
+
+    __tablename__ = "invitations"
+    __table_args__ = (
+        sa.UniqueConstraint("project_id", "login"),
+        sa.CheckConstraint("role IN ('viewer','reviewer','lead','engineer','admin')", name="role"),
+    )
+
+    token_hash: orm.Mapped[bytes] = orm.mapped_column(primary_key=True)
+    project_id: orm.Mapped[uuid.UUID] = project_key()
+    login: orm.Mapped[str]
+    name: orm.Mapped[str]
+    role: orm.Mapped[str]
+    created_at: orm.Mapped[CreatedAt]
+    expires_at: orm.Mapped[dt.datetime]
+
+
+class RefusedSignIns(Base):
+    """How often a wrong password was given for one account within one minute, so that whoever guesses fills no table.
+
+    `user_id` is all zeros for logins that nobody has: they take the same time and one row together.
+    """
+
+    __tablename__ = "refused_sign_ins"
+
+    user_id: orm.Mapped[uuid.UUID] = orm.mapped_column(primary_key=True)
+    minute: orm.Mapped[dt.datetime] = orm.mapped_column(primary_key=True)
+    tries: orm.Mapped[int]
+    address: orm.Mapped[str]  # of the last one
 
 
 class ConsoleSession(Base):

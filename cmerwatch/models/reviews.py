@@ -68,6 +68,7 @@ class ReviewItem(Base):
 class Review(Base):
     """One act of one reviewer on one item; a trigger refuses UPDATE, DELETE and TRUNCATE.
 
+    `is_blind`: whoever acted could not have been shown anything of the checker's about this event before.
     An undo is a row of its own that names the row it takes back in `undoes`. The two unique constraints hold what the
     lease check already refuses: a lease is answered once, and an act is taken back once.
     """
@@ -98,4 +99,5 @@ class Review(Base):
     seconds: orm.Mapped[float | None]
     lease_token: orm.Mapped[uuid.UUID | None]
     undoes: orm.Mapped[uuid.UUID | None]
+    is_blind: orm.Mapped[bool] = orm.mapped_column(server_default=sa.false())
     created_at: orm.Mapped[CreatedAt]
