@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import orm
 
-from cmerwatch import errors, ids, models
+from cmerwatch import errors, fetches, ids, models
 from cmerwatch.shapes import DIMENSIONS
 
 STATES = ("waiting", "checked", "quarantined")
@@ -30,6 +30,11 @@ class EventView:
     review: models.ReviewItem | None
     verdict: models.Review | None  # the newest that nobody took back
     judgement: models.Judgement | None
+    fetches: list[models.ImageFetch]  # of pictures that it names by address
+
+    @property
+    def awaits_pictures(self) -> bool:
+        return self.work is not None and self.work.state == models.FETCHING
 
 
 def get(session: orm.Session, project_id: uuid.UUID, event_id: uuid.UUID) -> EventView:
@@ -70,6 +75,7 @@ def get(session: orm.Session, project_id: uuid.UUID, event_id: uuid.UUID) -> Eve
         ),
         verdict=_verdict(session, project_id, event_id),
         judgement=session.get(models.Judgement, (event_id, check.checker_id)) if check else None,
+        fetches=fetches.of(session, event_id),
     )
 
 
@@ -174,7 +180,7 @@ _OF_KEY = "e.id = (SELECT event_id FROM ingest_keys WHERE project_id = :project 
 _EVER_FLAGGED = "e.id IN (SELECT event_id FROM decisions WHERE project_id = :project AND flagged)"
 
 _STATE_SQL = {
-    "waiting": "w.state IN (0, 1)",
+    "waiting": "w.state <> 9",
     "quarantined": "w.state = 9",
     "checked": "w.event_id IS NULL",
 }

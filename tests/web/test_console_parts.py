@@ -111,6 +111,8 @@ def decided(**changes: object) -> Judged:
         (decided(outcome="unscorable", is_decided=False), "Not scorable", "quiet"),
         (decided(outcome="invalid_image", is_decided=False), "Picture unreadable", "doubt"),
         (decided(outcome="model_error", is_decided=False), "Check failed", "doubt"),
+        (decided(state="waiting", awaits_pictures=True), "Waiting", "quiet"),
+        (decided(outcome="invalid_image", is_decided=False, lacks_pictures=True), "Picture not fetched", "doubt"),
     ],
 )
 def test_each_state_has_its_word_and_tone(it: Judged, word: str, tone: str) -> None:
@@ -135,8 +137,10 @@ def test_a_number_beside_its_threshold_never_rounds_onto_it(value: float, thresh
 
 def test_every_reason_the_worker_gives_has_words_and_no_other_does() -> None:
     """The console and the worker do not know each other; the codes in the worker's sources are what they share."""
-    worker = Path(__file__).parents[2] / "worker" / "cmerwatch_worker"
-    sources = "".join((worker / name).read_text() for name in ("decode.py", "claims.py", "scoring.py", "runtime.py"))
+    root = Path(__file__).parents[2]
+    worker, core = root / "worker" / "cmerwatch_worker", root / "cmerwatch"
+    names = [worker / name for name in ("decode.py", "claims.py", "scoring.py", "runtime.py")]
+    sources = "".join(path.read_text() for path in (*names, core / "image_urls.py", core / "fetches.py"))
     given = set(re.findall(r'"([a-z]+(?:_[a-z]+)*)"', sources))
     kinds = {"audit", "flagged", "low_similarity_unconfirmed"}
     assert set(words.REASONS) - kinds <= given

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse
 from sqlalchemy import orm
 
-from cmerwatch import access, blobs, db, errors, event_views, events, queue, shapes
+from cmerwatch import access, blobs, db, errors, event_views, events, fetches, models, policies, queue, shapes
 from cmerwatch_web import deps
 from cmerwatch_web import errors as web_errors
 from cmerwatch_web.api import arrivals, bodies, metrics, schemas, times
@@ -223,6 +223,7 @@ def _judge(view: event_views.EventView) -> dict[str, Any] | None:
         "judge": found.judge,
         "p_yes": found.p_yes,
         "claims": found.claims,
+        "image_fetches": [_fetch(row) for row in view.fetches],
         "reason": found.reason or None,
     }
 
@@ -243,6 +244,25 @@ def _check(view: event_views.EventView) -> dict[str, Any] | None:
         for claim in view.check.claims
     ]
     return {
+def _waiting_for(view: event_views.EventView) -> str | None:
+    if view.state != "waiting":
+        return None
+    return "images" if view.awaits_pictures else "check"
+
+
+def _fetch(row: models.ImageFetch) -> dict[str, Any]:
+    """One picture named by its address, of which as much is told as people may see; `reason` is of its last try."""
+    return {
+        "position": row.position,
+        "url": fetches.told(row),
+        "state": row.state,
+        "sha256": row.sha256,
+        "reason": row.reason or None,
+        "attempts": row.attempts,
+        "next_at": row.next_at.isoformat() if row.state == "waiting" else None,
+    }
+
+
         "outcome": view.check.outcome,
         "checker": view.checker.name if view.checker else None,
         "label": view.checker.label if view.checker else None,

@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 from sqlalchemy import orm
 
-from cmerwatch import checks, deliveries, models, partitions
+from cmerwatch import checks, deliveries, fetches, models, partitions
 from cmerwatch_web import deps, errors
 from cmerwatch_web.api import metrics
 
@@ -63,6 +63,7 @@ def _gauges(session: orm.Session) -> dict[str, tuple[str, float]]:
     clock = _beat_seconds_ago(session, "clock")
     rules = _beat_seconds_ago(session, "alerts")
     messages = deliveries.counts(session)
+    pictures = fetches.counts(session)
     return {
         "cmerwatch_worker_clock_age_seconds": (
             "Seconds since a worker's clock last finished a round; NaN before the first.",
@@ -77,6 +78,15 @@ def _gauges(session: orm.Session) -> dict[str, tuple[str, float]]:
         "cmerwatch_partition_days_ahead": (
             "Days from today on that can take events; at 0 ingest refuses.",
             partitions.days_ahead(session.connection()),
+        ),
+        "cmerwatch_image_fetches_waiting": ("Pictures named by URL and not there yet.", pictures.waiting),
+        "cmerwatch_image_fetches_overdue": (
+            "Of these, what a worker should have asked for a minute ago.",
+            pictures.overdue,
+        ),
+        "cmerwatch_image_fetches_failed": (
+            "Pictures named by URL and given up in the last day.",
+            pictures.failed_today,
         ),
         "cmerwatch_messages_waiting": ("Alerts' messages not yet delivered.", messages.waiting),
         "cmerwatch_messages_overdue": (

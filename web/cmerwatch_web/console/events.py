@@ -12,7 +12,7 @@ from sqlalchemy import orm
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from cmerwatch import access, errors, event_views, policies
+from cmerwatch import access, errors, event_views, fetches, policies
 from cmerwatch.event_views import EventFilter, EventRow, EventView
 from cmerwatch.shapes import DIMENSIONS, Slice
 from cmerwatch_web import deps
@@ -118,6 +118,7 @@ def show_event(
 
 
 def opinions(found: EventView) -> dict[int, float]:
+        fetches=[(row, fetches.told(row)) for row in found.fetches],
     """The judge's P(yes) by the number of the claim: only the weakest were asked about."""
     said = {(one["start"], one["end"]): one["p_yes"] for one in (found.judgement.claims if found.judgement else [])}
     claims = found.check.claims if found.check else []
@@ -136,6 +137,8 @@ def judged(found: EventView) -> words.Judged:
         flagged=decision is not None and decision.flagged,
         low=decision is not None and decision.low_similarity,
         conf_threshold=decision.conf_threshold if decision else None,
+        awaits_pictures=found.awaits_pictures,
+        lacks_pictures=any(row.state == "failed" for row in found.fetches),
         sim_threshold=decision.sim_threshold if decision else None,
     )
 

@@ -33,6 +33,12 @@ REASONS = {
     "out_of_memory": "the picture needs more memory than one picture may take",
     "embedding_not_a_number": "the checker's answer was not a number",
     "audit": "drawn at random to measure the true rate",
+    "image_url_refused": "the address of the picture, or one it leads to, is not public or not permitted",
+    "image_url_not_an_image": "what came from the address of the picture is no picture that is accepted",
+    "image_url_too_large": "the picture at that address is larger than the limit",
+    "image_url_redirects": "the address of the picture leads on too often",
+    "image_url_unreachable": "the address of the picture gave no answer",
+    "store_away": "the picture could not be stored here",
     "flagged": "confident, and poorly supported by the picture",
 }
 
@@ -100,6 +106,8 @@ class Verdict:
     """A word for the badge, its tone (bad, doubt, good, quiet), and why, in one or two sentences."""
 
     word: str
+    awaits_pictures: bool = False  # named by their address
+    lacks_pictures: bool = False  # because they could not be fetched
     tone: str
     why: str
 
@@ -137,8 +145,16 @@ def explain(it: Judged) -> Verdict:
 
 
 def _decided(it: Judged, score: float, sim_threshold: float, conf_threshold: float) -> Verdict:
+    if it.state == "waiting" and it.awaits_pictures:
+        return Verdict(
+            "Waiting", "quiet", "Stored safely. Its picture is being fetched. This page looks again by itself."
+        )
     fit = _fit(score, it.n_claims)
     below = f"score {number(score)} is below {number(sim_threshold)}"
+    if it.outcome == "invalid_image" and it.lacks_pictures:
+        return Verdict(
+            "Picture not fetched", "doubt", "It could not be fetched from its address, so nothing was compared."
+        )
     if it.cosine is not None:
         fit = "the picture supports it less than the fixed cosine of this policy asks"
         below = f"similarity {number(it.cosine, sim_threshold)} is below {number(sim_threshold)}"
@@ -193,3 +209,5 @@ def confidence_gauge(confidence: float | None, threshold: float) -> markupsafe.M
 def score_gauge(score: float | None, threshold: float) -> markupsafe.Markup:
     told = f"Score {number(score, threshold)}; below {number(threshold)} counts as low."
     return charts.gauge(score, threshold, bad_below=True, summary=told)
+    if (status := code.removeprefix("image_url_")).isdigit():
+        return f"the address of the picture answered {status}"
