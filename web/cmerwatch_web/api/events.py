@@ -221,6 +221,7 @@ def _judge(view: event_views.EventView) -> dict[str, Any] | None:
     return {
         "state": found.state,
         "judge": found.judge,
+        "waiting_for": _waiting_for(view),
         "p_yes": found.p_yes,
         "claims": found.claims,
         "image_fetches": [_fetch(row) for row in view.fetches],
@@ -243,7 +244,6 @@ def _check(view: event_views.EventView) -> dict[str, Any] | None:
         }
         for claim in view.check.claims
     ]
-    return {
 def _waiting_for(view: event_views.EventView) -> str | None:
     if view.state != "waiting":
         return None
@@ -263,6 +263,7 @@ def _fetch(row: models.ImageFetch) -> dict[str, Any]:
     }
 
 
+    return {
         "outcome": view.check.outcome,
         "checker": view.checker.name if view.checker else None,
         "label": view.checker.label if view.checker else None,
