@@ -301,8 +301,10 @@ def _projects_by_image(events: Sequence[Claimed]) -> dict[str, list[uuid.UUID]]:
 
 def _settled_by_images(event: Claimed, seen: Sequence[Picture]) -> CheckResult | None:
     """An event that names an image nobody can look at is not scored by its others: the claim may be about that one."""
-    if event.refused or not seen:
-        return CheckResult(event, "invalid_image", reasons=event.refused or ("no_image",))
+    if event.refused:
+        return CheckResult(event, "invalid_image", reasons=event.refused)
+    if not seen:
+        return CheckResult(event, "invalid_image", reasons=("no_image",))
     refused = tuple(dict.fromkeys(p.refused for p in seen if p.refused))
     if refused:
         return CheckResult(event, "invalid_image", reasons=refused)
