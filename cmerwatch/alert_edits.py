@@ -7,7 +7,8 @@ import uuid
 import sqlalchemy as sa
 from sqlalchemy import orm
 
-from cmerwatch import alert_episodes, alert_rules, models, silences
+from cmerwatch import alert_episodes, alert_rules, models
+from cmerwatch.alert_messages import Messages
 from cmerwatch.alert_rules import RuleFields
 
 
@@ -42,15 +43,18 @@ def delete(session: orm.Session, project_id: uuid.UUID, rule_id: uuid.UUID) -> N
 def _begin_anew(session: orm.Session, rule: models.AlertRule, why: str) -> None:
     reason = f"closed because {why}; it was not seen to recover"
     now = alert_episodes.db_now(session)
-    quiet = silences.lasting(session, rule.project_id, now)
+    messages = Messages(session, rule.project_id, now)
+    last: dict[uuid.UUID, models.AlertTransition] = {}
     for state in alert_episodes.states(session, rule):
         alert = session.get(models.Alert, state.alert_id) if state.alert_id else None
         if alert is not None:
             evidence = state.evidence | {"reason": reason}
-            transition = alert_episodes.note(
+            last[alert_episodes.group_of(alert)] = alert_episodes.note(
                 session, state, state.state, "ok", state.evaluated_bucket, alert, evidence, reason
             )
-            worst = {name: alert.evidence.get(name, []) for name in ("worst", "changes")}
-            alert_episodes.close(session, alert, rule, now, evidence | worst, quiet, transition)
+            alert.resolved_at = max(now, alert.fired_at)
+    for group_id, transition in last.items():
+        messages.close(messages.groups[group_id], transition, reason)
+    session.flush()
     session.execute(sa.delete(models.AlertState).where(models.AlertState.rule_id == rule.id))
     session.expire_all()

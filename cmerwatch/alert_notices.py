@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import urlencode
 
 from cmerwatch import alert_rules, intervals, models, settings
 from cmerwatch.alert_numbers import Cells, Counts
-from cmerwatch.shapes import DIMENSIONS, Notice
+from cmerwatch.shapes import DIMENSIONS, Notice, Part
 
 WORST = 3
+LISTED = 8  # slices of an incident in a message; Slack's budget is what bounds it
 WORST_MIN_N = 20
 NEW_SHARE = 0.05  # of the window's outputs, before a version that was not there is worth a sentence
 MOVED = 0.15  # by how much a share of the outputs must move, in either direction
@@ -118,10 +119,45 @@ def evidence_of(scene: Scene, metric: str) -> dict[str, Any]:
     return {"worst": [list(one) for one in scene.worst(metric)], "changes": scene.changes()}
 
 
-def make(alert: models.Alert, rule: models.AlertRule, project: str, status: str, evidence: Mapping[str, Any]) -> Notice:
-    """The notice of an episode, of evidence as an alert or a state keeps it."""
+def listed(
+    rule: models.AlertRule, project: str, alerts: Sequence[tuple[models.Alert, Mapping[str, Any]]]
+) -> dict[str, Any]:
+    """For `make`: the slices of an incident with the numbers of each, the worst first, no more than fit."""
+    ranked = sorted(alerts, key=lambda one: (-(one[1].get("low") or 0.0), len(one[0].slice), one[0].slice_key))
+    parts = [asdict(_part(rule, project, alert, evidence)) for alert, evidence in ranked[:LISTED]]
+    return {"parts": parts, "slices": len(ranked)}
+
+
+def _part(rule: models.AlertRule, project: str, alert: models.Alert, evidence: Mapping[str, Any]) -> Part:
+    start, end = _window(evidence)
+    return Part(
+        slice=dict(alert.slice),
+        since=_written(alert.fired_at),
+        value=evidence.get("value"),
+        low=evidence.get("low"),
+        high=evidence.get("high"),
+        n=int(evidence.get("n") or 0),
+        link=link("/", start, end, alert.slice, project=project),
+        events_link=link("/events", start, end, alert.slice, show=_shown(rule), project=project),
+        reason=str(evidence.get("reason") or ""),
+    )
+
+
+def _window(evidence: Mapping[str, Any]) -> tuple[dt.datetime, dt.datetime]:
     start, end = (dt.datetime.fromisoformat(evidence[name]) for name in ("window_start", "window_end"))
-    show = "flagged" if rule.metric == "cmer" and rule.kind != "no_data" else "all"
+    return start, end
+
+
+def _shown(rule: models.AlertRule) -> str:
+    """The tab of the outputs that the rule counts; there is none for low similarity of unknown confidence."""
+    return "flagged" if rule.metric == "cmer" and rule.kind != "no_data" else "all"
+
+
+def make(alert: models.Alert, rule: models.AlertRule, project: str, status: str, evidence: Mapping[str, Any]) -> Notice:
+    """The notice of an episode, of evidence as an alert or a state keeps it, with what `listed` adds for a group and
+    the `slice` it is of, where another than its own leads."""
+    start, end = _window(evidence)
+    of = evidence.get("slice", alert.slice)
     return Notice(
         alert_id=str(alert.id),
         rule_id=str(alert.rule_id),
@@ -129,7 +165,7 @@ def make(alert: models.Alert, rule: models.AlertRule, project: str, status: str,
         severity=alert.severity,
         project=project,
         rule=alert.rule_name,
-        slice=dict(alert.slice),
+        slice=dict(of),
         metric=rule.metric,
         value=evidence.get("value"),
         low=evidence.get("low"),
@@ -142,9 +178,14 @@ def make(alert: models.Alert, rule: models.AlertRule, project: str, status: str,
         window_end=_written(end),
         fired_at=_written(alert.fired_at),
         resolved_at=_written(alert.resolved_at) if alert.resolved_at else None,
-        link=link("/", start, end, alert.slice, project=project),
-        events_link=link("/events", start, end, alert.slice, show=show, project=project),
+        link=link("/", start, end, of, project=project),
+        events_link=link("/events", start, end, of, show=_shown(rule), project=project),
         worst=tuple((one[0], one[1], one[2], one[3]) for one in evidence.get("worst", ())),
         changes=tuple(evidence.get("changes", ())),
         reason=str(evidence.get("reason") or ""),
+        group_id=str(alert.group_id or ""),
+        parts=tuple(Part(**part) for part in evidence.get("parts", ())),
+        slices=int(evidence.get("slices") or 1),
+        joined=int(evidence.get("joined") or 0),
+        recovered=int(evidence.get("recovered") or 0),
     )

@@ -7,8 +7,6 @@ messages. It needs nothing but the database, so alerts go out while the broker i
 from __future__ import annotations
 
 import datetime as dt
-import functools
-import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,11 +15,23 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import orm
 
-from cmerwatch import alert_episodes, alert_judging, alert_notices, alert_rules, cmer_series, models, silences
+from cmerwatch import (
+    alert_episodes,
+    alert_groups,
+    alert_judging,
+    alert_notices,
+    alert_rules,
+    alert_steps,
+    cmer_series,
+    models,
+)
+from cmerwatch.alert_episodes import Group
+from cmerwatch.alert_groups import Fired
 from cmerwatch.alert_judging import Judgement
+from cmerwatch.alert_messages import Messages
 from cmerwatch.alert_notices import Scene
 from cmerwatch.alert_numbers import Cells, Numbers
-from cmerwatch.alert_states import Standing, next_state
+from cmerwatch.alert_steps import Step
 from cmerwatch.shapes import BUCKET_SECONDS
 
 BUCKET = dt.timedelta(seconds=BUCKET_SECONDS)
@@ -65,13 +75,13 @@ def evaluate(session: orm.Session, project_id: uuid.UUID, now: dt.datetime | Non
         return Evaluated()
     now = now or alert_episodes.db_now(session)
     run = _Run(session, project_id, now)
-    # The most severe first: whom a critical alert was told is spared the warning about the same slice.
+    # The most severe first: whom a critical incident was told is spared the warning about the same.
     for rule in sorted(alert_rules.find(session, project_id), key=_severest_first):
         if rule.is_enabled:
             run.catch_up(rule)
     run.tell_due()
     session.flush()
-    return Evaluated(run.buckets, run.transitions, run.messages, run.has_more)
+    return Evaluated(run.buckets, run.transitions, run.messages.count, run.has_more)
 
 
 def _severest_first(rule: models.AlertRule) -> int:
@@ -89,9 +99,8 @@ class _Run:
     def __init__(self, session: orm.Session, project_id: uuid.UUID, now: dt.datetime) -> None:
         self.session, self.project_id, self.now = session, project_id, now
         self.numbers = Numbers(session, project_id)
-        self.quiet = silences.lasting(session, project_id, now)
-        self.listeners: dict[uuid.UUID, set[uuid.UUID]] = {}  # the channels of a rule
-        self.buckets = self.transitions = self.messages = 0
+        self.messages = Messages(session, project_id, now)
+        self.buckets = self.transitions = 0
         self.has_more = False
 
     def catch_up(self, rule: models.AlertRule) -> None:
@@ -123,12 +132,10 @@ class _Run:
             scene = Scene(of, start, at, window.within(of), week.within(of))
             state = states.get(alert_episodes.slice_key(of))
             judged = self._judge(rule, scene, week, state)
-            steps.append(_step(rule, scene, judged, state, self.numbers.judged_by))
-        _forget(self.session, rule, states, {step.key for step in steps})
-        moved = _write_states(self.session, rule, at, steps)
-        for step in steps:
-            if step.key in moved:
-                self._apply(rule, step, states)
+            steps.append(alert_steps.take(rule, scene, judged, state, self.numbers.judged_by))
+        alert_steps.forget(self.session, rule, states, {step.key for step in steps})
+        moved = alert_steps.write(self.session, rule, at, steps)
+        self._apply(rule, at, [step for step in steps if step.key in moved], states)
 
     def _judge(
         self, rule: models.AlertRule, scene: Scene, project_week: Cells, state: models.AlertState | None
@@ -151,136 +158,89 @@ class _Run:
         found = self.numbers.same_hours(scene.start, scene.end)
         return [cells.within(rule.match).within(scene.slice).total for cells in found]
 
-    def _apply(self, rule: models.AlertRule, step: _Step, states: dict[str, models.AlertState]) -> None:
-        """The consequences of a state that was written: history, the episode, its messages."""
-        state = step.row(rule, states.get(step.key))
-        states[step.key] = state
-        if step.after.state == step.before.state:
-            return
+    def _apply(
+        self, rule: models.AlertRule, at: dt.datetime, steps: Sequence[Step], states: dict[str, models.AlertState]
+    ) -> None:
+        """The consequences of states that were written: episodes, history, messages.
+
+        What fires joins before what recovers leaves: an incident that moves on to another slice stays the same one.
+        """
+        for step in steps:
+            states[step.key] = step.row(rule, states.get(step.key))
+        changed = [step for step in steps if step.after.state != step.before.state]
+        opened = self._open(rule, at, [step for step in changed if step.opens], states)
+        transitions = {step.key: self._note(step, states[step.key]) for step in changed}
+        for group, step in self._close([step for step in changed if step.closes], states):
+            self.messages.close(group, transitions[step.key], step.reason)
+        for group in opened:
+            self.messages.tell(group, _first_look, transitions[group.leader.slice_key])
+        alert_steps.link(self.session, [states[step.key] for step in changed if step.opens or step.closes])
+
+    def _open(
+        self, rule: models.AlertRule, at: dt.datetime, steps: Sequence[Step], states: Mapping[str, models.AlertState]
+    ) -> list[Group]:
+        """New episodes, each in its group; returns the groups that they open."""
+        known = {step.key: step for step in steps}
+        of_rule = [group for group in self.messages.groups.values() if group.rule.id == rule.id and group.may_grow()]
+        fired = [Fired(step.scene.slice, step.scene.window.total.accepted) for step in steps]
+        opened = []
+        for incident in alert_groups.arrange(fired, at, [group.as_open() for group in of_rule]):
+            group = self.messages.groups[incident.joins] if incident.joins else None
+            for of in incident.slices:
+                step = known[alert_episodes.slice_key(of)]
+                evidence = step.evidence | alert_notices.evidence_of(step.scene, rule.metric)
+                alert = alert_episodes.open_one(
+                    self.session, rule, step.key, dict(of), at, evidence, group.id if group else None
+                )
+                if group is None:
+                    group = self.messages.groups[alert.id] = Group(alert, rule, [])
+                    opened.append(group)
+                group.firing.append(alert)
+                states[step.key].alert_id = alert.id
+        return opened
+
+    def _close(self, steps: Sequence[Step], states: Mapping[str, models.AlertState]) -> list[tuple[Group, Step]]:
+        """Ended episodes; returns the groups of which nothing fires any more, each with what ended last."""
+        ended = {}
+        for step in steps:
+            state = states[step.key]
+            alert = self.session.get_one(models.Alert, state.alert_id)
+            alert.resolved_at = max(step.scene.end, alert.fired_at)
+            state.alert_id = None
+            group = self.messages.groups[alert_episodes.group_of(alert)]
+            group.firing.remove(alert)
+            if not group.firing:
+                ended[group.id] = (group, step)
+        return list(ended.values())
+
+    def _note(self, step: Step, state: models.AlertState) -> models.AlertTransition:
         self.transitions += 1
         alert = self.session.get(models.Alert, state.alert_id) if state.alert_id else None
-        opens = step.after.is_open and not step.before.is_open
-        if opens:
-            evidence = step.evidence | alert_notices.evidence_of(step.scene, rule.metric)
-            alert = alert_episodes.open_one(
-                self.session, rule, step.key, dict(step.scene.slice), step.scene.end, evidence
-            )
-        transition = alert_episodes.note(
-            self.session, state, step.before.state, step.after.state, step.scene.end, alert, step.evidence, step.reason
+        evidence = step.evidence
+        silence = self.messages.silence(alert) if alert is not None and (step.opens or step.closes) else None
+        if silence is not None:
+            evidence = evidence | {"silenced_by": silence.created_by}
+        return alert_episodes.note(
+            self.session, state, step.before.state, step.after.state, step.scene.end, alert, evidence, step.reason
         )
-        if alert is None:
-            return
-        if opens:
-            self.messages += alert_episodes.tell(
-                self.session, alert, rule, self.now, alert.evidence, self.quiet, transition
-            )
-        elif not step.after.is_open:
-            self.messages += alert_episodes.close(
-                self.session, alert, rule, step.scene.end, _of_end(step, alert), self.quiet, transition
-            )
-        _link(self.session, state, alert if step.after.is_open else None)
 
     def tell_due(self) -> None:
-        """What fires and nobody or a new channel has not been told of, and what is to be told again."""
-        alerts = alert_episodes.still_open(self.session, self.project_id)
-        rules = alert_episodes.rules_of(self.session, alerts)
-        written = alert_episodes.written_to(self.session, alerts)
-        for alert in alerts:
-            rule = rules[alert.rule_id]
-            wanted = self._wanted(alert, rule)
-            if wanted and self._is_due(alert, rule):
-                evidence = self._evidence_now(rule, alert)
-                self.messages += alert_episodes.tell(self.session, alert, rule, self.now, evidence, self.quiet)
-            elif wanted - written.get(alert.id, set()):
-                latest = functools.partial(self._evidence_now, rule, alert)
-                self.messages += alert_episodes.tell_newcomers(self.session, alert, rule, latest, self.quiet)
-        self.messages += alert_episodes.tell_owed(self.session, self.project_id, self.quiet)
+        """What fires and nobody or a new channel has not been told of, what has changed, what is to be told again."""
+        for group in self.messages.due():
+            self.messages.tell(group, self._look_now)
+        self.messages.tell_owed()
 
-    def _is_due(self, alert: models.Alert, rule: models.AlertRule) -> bool:
-        repeat = dt.timedelta(seconds=rule.repeat_seconds)
-        return alert.last_told_at is None or self.now - alert.last_told_at >= repeat
-
-    def _wanted(self, alert: models.Alert, rule: models.AlertRule) -> set[uuid.UUID]:
-        """The channels that may be told of it now, read once per rule: a thousand slices may fire at every tick."""
-        if rule.id not in self.listeners:
-            self.listeners[rule.id] = {channel.id for channel in alert_episodes.channels(self.session, rule)}
-        is_silenced = silences.covering(self.quiet, alert.rule_id, alert.slice) is not None
-        return set() if is_silenced else self.listeners[rule.id]
-
-    def _evidence_now(self, rule: models.AlertRule, alert: models.Alert) -> dict[str, Any]:
-        """The numbers of the last bucket judged, for a message long after the first."""
-        state = self.session.get(models.AlertState, (rule.id, alert.slice_key))
-        if state is None or "window_end" not in state.evidence:
-            return dict(alert.evidence)
-        start, end = (dt.datetime.fromisoformat(state.evidence[name]) for name in ("window_start", "window_end"))
+    def _look_now(self, rule: models.AlertRule, alert: models.Alert, evidence: Mapping[str, Any]) -> dict[str, Any]:
+        """For a message long after the first: the worst and the changes in the window of the newest numbers."""
+        start, end = (dt.datetime.fromisoformat(evidence[name]) for name in ("window_start", "window_end"))
         window, week = self.numbers.window(start, end), self.numbers.week_before(start)
         scene = Scene(alert.slice, start, end, window.within(alert.slice), week.within(alert.slice))
-        return state.evidence | {"reason": state.reason} | alert_notices.evidence_of(scene, rule.metric)
+        return alert_notices.evidence_of(scene, rule.metric)
 
 
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """One slice in one bucket: where it stood, where it stands, and on what numbers."""
-
-    key: str
-    scene: Scene
-    before: Standing
-    after: Standing
-    evidence: dict[str, Any]
-    reason: str
-
-    def row(self, rule: models.AlertRule, old: models.AlertState | None) -> models.AlertState:
-        """The state as the statement has written it; not added to the session, which would write it again."""
-        return models.AlertState(
-            rule_id=rule.id,
-            slice_key=self.key,
-            project_id=rule.project_id,
-            slice=dict(self.scene.slice),
-            state=self.after.state,
-            since=self.after.since,
-            evaluated_bucket=self.scene.end,
-            alert_id=old.alert_id if old else None,
-            evidence=self.evidence,
-            reason=self.reason,
-        )
-
-
-def _step(
-    rule: models.AlertRule,
-    scene: Scene,
-    judged: Judgement,
-    state: models.AlertState | None,
-    judged_by: tuple[int | None, int],
-) -> _Step:
-    before = _standing(state) if state else Standing("ok", scene.end)
-    after = next_state(
-        before,
-        judged.verdict,
-        scene.end,
-        dt.timedelta(seconds=rule.for_seconds),
-        dt.timedelta(seconds=rule.keep_firing_seconds),
-    )
-    reason = judged.reason
-    if before.is_open and not after.is_open and judged.verdict in ("few", "silent"):
-        reason = f"closed after a day without enough outputs to tell ({reason}); it was not seen to recover"
-    evidence = judged.evidence | {
-        "window_start": scene.start.isoformat(),
-        "window_end": scene.end.isoformat(),
-        "missing_since": after.missing_since.isoformat() if after.missing_since else None,
-        "reason": reason,
-        "judged_by": list(judged_by),
-    }
-    return _Step(alert_episodes.slice_key(scene.slice), scene, before, after, evidence, reason)
-
-
-def _standing(state: models.AlertState) -> Standing:
-    missing = state.evidence.get("missing_since")
-    return Standing(state.state, state.since, dt.datetime.fromisoformat(missing) if missing else None)
-
-
-def _of_end(step: _Step, alert: models.Alert) -> dict[str, Any]:
-    """What the last message says: the numbers now, and from when the worst slices were known."""
-    return step.evidence | {name: alert.evidence.get(name, []) for name in ("worst", "changes")}
+def _first_look(rule: models.AlertRule, alert: models.Alert, evidence: Mapping[str, Any]) -> dict[str, Any]:
+    """What was seen as it fired."""
+    return {name: alert.evidence.get(name, []) for name in ("worst", "changes")}
 
 
 def _slices(
@@ -308,58 +268,3 @@ def _slices(
         if key not in found and (state.alert_id or any(part.within(state.slice).cells for part in (window, week))):
             found[key] = dict(state.slice)
     return list(found.values())
-
-
-_WRITE = sa.text(
-    """
-    INSERT INTO alert_states AS s (rule_id, slice_key, project_id, slice, state, since, evaluated_bucket, evidence,
-        reason)
-    SELECT :rule, slice_key, :project, slice, state, since, :bucket, evidence, reason
-    FROM jsonb_to_recordset(CAST(:rows AS jsonb))
-        AS r(slice_key text, slice jsonb, state text, since timestamptz, evidence jsonb, reason text)
-    ORDER BY slice_key
-    ON CONFLICT (rule_id, slice_key) DO UPDATE SET state = excluded.state, since = excluded.since,
-        evaluated_bucket = excluded.evaluated_bucket, evidence = excluded.evidence, reason = excluded.reason
-        WHERE s.evaluated_bucket < excluded.evaluated_bucket
-    RETURNING slice_key
-    """
-)
-_FORGET = sa.text(
-    "DELETE FROM alert_states WHERE rule_id = :rule AND alert_id IS NULL AND slice_key = ANY(CAST(:gone AS text[]))"
-)
-
-
-def _forget(session: orm.Session, rule: models.AlertRule, states: dict[str, models.AlertState], kept: set[str]) -> None:
-    """A slice that has shown nothing for as long as a baseline is no longer worth a row, nor being judged."""
-    gone = [key for key in states if key not in kept]
-    if gone:
-        session.execute(_FORGET, {"rule": rule.id, "gone": gone})
-    for key in gone:
-        del states[key]
-
-
-def _write_states(session: orm.Session, rule: models.AlertRule, at: dt.datetime, steps: Sequence[_Step]) -> set[str]:
-    """Compare and set on evaluated_bucket; the keys that were not already judged so far."""
-    rows = [
-        {
-            "slice_key": step.key,
-            "slice": dict(step.scene.slice),
-            "state": step.after.state,
-            "since": step.after.since.isoformat(),
-            "evidence": step.evidence,
-            "reason": step.reason,
-        }
-        for step in steps
-    ]
-    values = {"rule": rule.id, "project": rule.project_id, "bucket": at, "rows": json.dumps(rows)}
-    return set(session.scalars(_WRITE, values))
-
-
-def _link(session: orm.Session, state: models.AlertState, alert: models.Alert | None) -> None:
-    state.alert_id = alert.id if alert else None
-    session.execute(
-        sa.update(models.AlertState)
-        .where(models.AlertState.rule_id == state.rule_id, models.AlertState.slice_key == state.slice_key)
-        .values(alert_id=state.alert_id)
-        .execution_options(synchronize_session=False)
-    )

@@ -4,13 +4,12 @@ A channel has one message in flight at a time, whoever sends it: `channels.next_
 a message is claimed and pulled back when its outcome is recorded. So a channel that hangs holds up only itself, and
 the services' rate limits are kept by the same column. All times are the database's now().
 
-What is sent of one alert to one channel (for a kind that keeps incidents: of one rule and slice, whose episodes share
-an incident):
+What is sent of one group of alerts to one channel (`alert_id` is the alert that leads it):
 
 1. Only the newest pending message is ever sent; older ones become `superseded`. So nothing goes out after its resolve.
 2. A `resolved` before which nothing was ever tried is sent as "fired and resolved"; a kind that keeps incidents has
    none to close, so there it becomes `superseded` too.
-3. Where incidents are kept, every message of an alert uses the configuration that its first delivered one used.
+3. Where incidents are kept, every message of a group uses the configuration that its first delivered one used.
 
 "Tried" includes a try whose sender died: the service may have taken it.
 """
@@ -28,7 +27,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from cmerwatch import access, errors, models, notify
-from cmerwatch.shapes import Notice
+from cmerwatch.shapes import Notice, Part
 
 TEST_SECONDS = 60  # a test that nobody sent by then is of no use to whoever pressed the button
 MAX_ERROR = 300
@@ -36,13 +35,9 @@ ACTOR = "dispatcher"
 
 _INCIDENTS = [name for name, kind in notify.KINDS.items() if kind.has_incidents]
 
-# `d` a delivery, `a` its alert, `c` the channel; `e` another delivery of the same channel, `ea` its alert.
-# What belongs together is told by equal keys, not by comparing pairs: a channel that was down for a day may have tens
-# of thousands of messages waiting, and pairs of them would take longer than a statement may.
-_THREAD = (
-    "d.channel_id, CASE WHEN c.kind = ANY(:incidents) AND a.id IS NOT NULL "
-    "THEN a.rule_id::text || a.slice_key ELSE d.alert_id::text END"
-)
+# `d` a delivery, `c` the channel; `e` another delivery of the same channel. What belongs together is told by equal
+# keys, not by comparing pairs: a channel that was down for a day may have tens of thousands of messages waiting, and
+# pairs of them would take longer than a statement may.
 _TRIED = "(e.attempts > 0 OR e.lease_token IS NOT NULL)"
 _DUE = (
     "d.state = 'pending' AND d.next_at <= now() AND (d.lease_until IS NULL OR d.lease_until < now()) "
@@ -61,12 +56,12 @@ _CHANNELS = sa.text(
     """
 )
 _SUPERSEDE = sa.text(
-    f"""
+    """
     UPDATE deliveries SET state = 'superseded', last_error = 'A newer message of this alert took its place.'
     WHERE id = ANY (ARRAY (
         SELECT id FROM (
-            SELECT d.id, d.sequence < max(d.sequence) OVER (PARTITION BY {_THREAD}) AS is_older
-            FROM deliveries d JOIN channels c ON c.id = d.channel_id LEFT JOIN alerts a ON a.id = d.alert_id
+            SELECT d.id, d.sequence < max(d.sequence) OVER (PARTITION BY d.channel_id, d.alert_id) AS is_older
+            FROM deliveries d
             WHERE d.channel_id = ANY(:channels) AND d.state = 'pending' AND d.alert_id IS NOT NULL
         ) AS waiting WHERE is_older))
     """
@@ -75,12 +70,11 @@ _NOTHING_TO_RESOLVE = sa.text(
     f"""
     UPDATE deliveries SET state = 'superseded', last_error = 'Nothing was triggered, so there is nothing to resolve.'
     WHERE id = ANY (ARRAY (
-        SELECT d.id FROM deliveries d JOIN channels c ON c.id = d.channel_id JOIN alerts a ON a.id = d.alert_id
+        SELECT d.id FROM deliveries d JOIN channels c ON c.id = d.channel_id
         WHERE d.channel_id = ANY(:channels) AND d.state = 'pending' AND d.kind = 'resolved'
           AND c.kind = ANY(:incidents) AND NOT {_TRIED.replace("e.", "d.")} AND NOT EXISTS (
-            SELECT 1 FROM deliveries e JOIN alerts ea ON ea.id = e.alert_id
-            WHERE e.channel_id = d.channel_id AND ea.rule_id = a.rule_id AND ea.slice_key = a.slice_key
-              AND e.sequence < d.sequence AND {_TRIED})))
+            SELECT 1 FROM deliveries e
+            WHERE e.channel_id = d.channel_id AND e.alert_id = d.alert_id AND e.sequence < d.sequence AND {_TRIED})))
     """
 )
 _STALE_TESTS = sa.text(
@@ -232,10 +226,15 @@ def get(session: orm.Session, project_id: uuid.UUID, delivery_id: uuid.UUID) -> 
 
 def notice_of(stored: Mapping[str, Any]) -> Notice:
     """What a newer version wrote beside the known fields is left out, so that old and new workers run together."""
-    known = {field.name: stored[field.name] for field in fields(Notice) if field.name in stored}
+    known = _known(Notice, stored)
     worst = tuple((str(name), str(value), float(rate), int(n)) for name, value, rate, n in known.pop("worst", ()))
     changes = tuple(known.pop("changes", ()))
-    return Notice(**known, worst=worst, changes=changes)
+    parts = tuple(Part(**_known(Part, one)) for one in known.pop("parts", ()))
+    return Notice(**known, worst=worst, changes=changes, parts=parts)
+
+
+def _known(shape: type[Notice | Part], stored: Mapping[str, Any]) -> dict[str, Any]:
+    return {field.name: stored[field.name] for field in fields(shape) if field.name in stored}
 
 
 def _claimed(row: sa.Row[Any]) -> Claimed:

@@ -136,13 +136,35 @@ class Decided:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """One slice of an incident, in a message: its newest numbers as a notice has them, and links to exactly that.
+
+    `since`: when its alert fired. `reason`: what there is to say where no rate is.
+    """
+
+    slice: dict[str, str]
+    since: str
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    link: str
+    events_link: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Notice:
     """What one message to a channel says, frozen when it was decided: channels only choose how to lay it out.
 
-    status: firing, repeat, resolved or test. `slice` holds the narrowing dimensions only ({} is the whole project).
-    value, low, high, baseline and coverage are shares in [0, 1]; None where they are unknown. `worst` are lines such
-    as ("prompt_type", "count", 0.61, 118): dimension, value, rate, n. `changes` are sentences about what else moved
-    (a new model version, another mix of prompts). Times are ISO 8601 in UTC, links absolute.
+    status: firing, repeat, update, resolved or test. `alert_id` and `slice` are those of the alert that leads its
+    group; `slice` holds the narrowing dimensions only ({} is the whole project). `group_id` is empty for an alert
+    without a group. `parts` are the group's slices, the worst first: those that fire, or, resolved, all that did; of
+    `slices` in all no more are listed than fit. `joined` and `recovered`: slices since the last message. value, low,
+    high, baseline and coverage are shares in [0, 1]; None where they are unknown. `worst` are lines such as
+    ("prompt_type", "count", 0.61, 118): dimension, value, rate, n; none where the slices are listed. `changes` are
+    sentences about what else moved (a new model version, another mix of prompts). Times are ISO 8601 in UTC, links
+    absolute.
     """
 
     alert_id: str
@@ -169,3 +191,8 @@ class Notice:
     worst: tuple[tuple[str, str, float, int], ...] = ()
     changes: tuple[str, ...] = ()
     reason: str = ""
+    group_id: str = ""
+    parts: tuple[Part, ...] = ()
+    slices: int = 1
+    joined: int = 0
+    recovered: int = 0

@@ -64,9 +64,11 @@ def opened(made: models.Channel) -> dict[str, str]:
 
 
 def alert(session: orm.Session, project_id: uuid.UUID, rule_id: uuid.UUID | None = None, **fields: Any) -> models.Alert:
+    own_id = ids.uuid7()
     made = models.Alert(
-        id=ids.uuid7(),
+        id=own_id,
         project_id=project_id,
+        group_id=fields.pop("group_id", own_id),
         rule_id=rule_id or uuid.uuid4(),
         rule_name="CMER over 1.5 times its baseline",
         rule_version=1,
@@ -89,6 +91,7 @@ def message(
         status=kind,
         alert_id=str(about.id),
         rule_id=str(about.rule_id),
+        group_id=str(about.group_id),
         resolved_at=AT.isoformat() if kind == "resolved" else None,
         **fields,
     )

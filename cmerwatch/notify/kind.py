@@ -72,8 +72,10 @@ class Kind(Protocol):
     """A module of this package.
 
     `schedule`: seconds before each retry; after the last one the message is dead. `gap`: seconds between two messages
-    of a channel. `has_incidents`: the service keeps something open between a firing and its resolve, known by rule
-    and slice, so a resolve must reach what was triggered, and one without a trigger is pointless.
+    of a channel. `has_incidents`: the service keeps something open between a firing and its resolve, known by the
+    group of alerts, so a resolve must reach what was triggered, and one without a trigger is pointless.
+    `hears_recoveries`: worth a message that some slices of an incident recovered while others fire; that it spread is
+    told everywhere.
     """
 
     @property
@@ -84,6 +86,8 @@ class Kind(Protocol):
     def gap(self) -> float: ...
     @property
     def has_incidents(self) -> bool: ...
+    @property
+    def hears_recoveries(self) -> bool: ...
 
     def configure(self, given: Mapping[str, str]) -> Config:
         """The configuration to seal. Raises Invalid naming the field."""

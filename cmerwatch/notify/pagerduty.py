@@ -1,4 +1,4 @@
-"""PagerDuty Events API v2: an incident is triggered, repeated into, and resolved under one key per rule and slice."""
+"""PagerDuty Events API v2: an incident is triggered, added to, and resolved under one key per group of alerts."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ label = "PagerDuty"
 schedule: tuple[float, ...] = (5, 30, 60, 120, 300) + (600,) * 143  # as Slack's: for a day
 gap = 0.6  # 100 a minute; PagerDuty takes about 120 per key
 has_incidents = True
+hears_recoveries = True
 
 EVENTS_URL = "https://events.pagerduty.com/v2/enqueue"
 MAX_SUMMARY, MAX_BODY = 1_024, 512_000
@@ -62,8 +63,12 @@ def event(message: Message, routing_key: str) -> dict[str, Any]:
 
 
 def dedup_key(notice: Notice) -> str:
-    """The same for every episode of a rule and slice: a trigger while an incident is open only adds to it."""
-    identity = "|".join([notice.project, notice.rule_id, json.dumps(notice.slice, sort_keys=True)])
+    """The same for all messages of a group: a trigger while its incident is open only adds to it, and pages nobody.
+
+    Without a group, as the release before had it: its incidents must still be found.
+    """
+    known = [notice.group_id] if notice.group_id else [notice.rule_id, json.dumps(notice.slice, sort_keys=True)]
+    identity = "|".join([notice.project, *known])
     return "cmerwatch:" + hashlib.sha256(identity.encode("utf-8", "replace")).hexdigest()
 
 
@@ -84,7 +89,12 @@ def classify(status: int, headers: Mapping[str, str], body: bytes) -> Outcome:
 def _description(message: Message) -> dict[str, Any]:
     notice = message.notice
     links = [(notice.link, "Open the slice"), (notice.events_link, "See outputs")]
-    details = asdict(notice) | {"facts": dict(words.facts(notice)), "remarks": words.remarks(notice)}
+    links += [(target, words.cut(said, MAX_SOURCE)) for said, target in words.parts(notice)]
+    details = asdict(notice) | {
+        "facts": dict(words.facts(notice)),
+        "firing": [said for said, _ in words.parts(notice)] + list(filter(None, [words.unlisted(notice)])),
+        "remarks": words.remarks(notice),
+    }
     return {
         "client": "cmerwatch",
         **({"client_url": notice.link} if _is_web(notice.link) else {}),

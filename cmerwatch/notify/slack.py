@@ -10,16 +10,19 @@ from urllib.parse import quote
 
 from cmerwatch.notify import fields, words
 from cmerwatch.notify.kind import Config, Dead, Delivered, Message, Outcome, Plainer, Request, Retry, passing
+from cmerwatch.shapes import Notice
 
 label = "Slack"
 # 5 s, 30 s, 1, 2 and 5 minutes, then every 10 minutes for a day.
 schedule: tuple[float, ...] = (5, 30, 60, 120, 300) + (600,) * 143
 gap = 1.0  # Slack allows one message a second per webhook
 has_incidents = False
+hears_recoveries = False  # people read it: that it grows smaller they are told with its end
 
 # Slack's limits are 50 blocks, 150 and 3 000 characters, 10 fields of 2 000, and about 13 000 in all, which no page
 # of theirs states; these stay well below their sum.
 MAX_HEADER, MAX_SECTION, MAX_FIELD, MAX_FIELDS, MAX_LINK = 150, 2_000, 250, 10, 1_500
+MAX_PART, MAX_PART_LINK, PARTS = 150, 400, MAX_FIELDS // 2
 
 _PERMANENT = ("invalid_token", "no_active_hooks", "no_service", "channel_is_archived", "action_prohibited")
 _LAYOUT = ("invalid_payload", "invalid_blocks", "invalid_attachments", "msg_blocks_too_long", "too_many_attachments")
@@ -47,12 +50,12 @@ def request(message: Message, config: Config, at: dt.datetime) -> Request:
 def rich(message: Message) -> dict[str, Any]:
     """Every untrusted string stands in plain_text, where Slack reads no markup; what is left is escaped."""
     notice = message.notice
-    shown = [_plain(f"{name}\n{value}", MAX_FIELD) for name, value in words.facts(notice)[:MAX_FIELDS]]
-    remarks = "\n".join(words.remarks(notice))
-    blocks: list[dict[str, Any]] = [
-        {"type": "header", "text": _plain(words.headline(message), MAX_HEADER)},
-        {"type": "section", "fields": shown},
-    ]
+    blocks: list[dict[str, Any]] = [{"type": "header", "text": _plain(words.headline(message), MAX_HEADER)}]
+    if not _is_short(message):
+        shown = [_plain(f"{name}\n{value}", MAX_FIELD) for name, value in words.facts(notice)[:MAX_FIELDS]]
+        blocks.append({"type": "section", "fields": shown})
+    blocks += _parts(notice)
+    remarks = "\n".join(_remarks(message))
     if remarks:
         blocks.append({"type": "section", "text": _plain(remarks, MAX_SECTION)})
     links = " · ".join(filter(None, [_link(notice.link, "Open the slice"), _link(notice.events_link, "See outputs")]))
@@ -64,10 +67,31 @@ def rich(message: Message) -> dict[str, Any]:
 
 def plain(message: Message) -> dict[str, Any]:
     notice = message.notice
-    lines = [words.headline(message), *(f"{name}: {value}" for name, value in words.facts(notice))]
-    text = words.cut("\n".join([*lines, *words.remarks(notice)]), MAX_SECTION)
+    facts = [] if _is_short(message) else [f"{name}: {value}" for name, value in words.facts(notice)]
+    lines = [words.headline(message), *facts, *(said for said, _ in words.parts(notice)), *_remarks(message)]
+    text = words.cut("\n".join(lines), MAX_SECTION)
     link = escape(_safe(notice.link))
     return {**_always(message), "text": escape(text) + (f"\n{link}" if link else ""), "mrkdwn": False}
+
+
+def _is_short(message: Message) -> bool:
+    """What was told before needs no telling again when an incident spreads."""
+    return message.notice.status == "update" and not message.is_first
+
+
+def _parts(notice: Notice) -> list[dict[str, Any]]:
+    """Two columns, each slice beside its link: a name must stand in plain text, and a link cannot."""
+    fields = []
+    for said, target in words.parts(notice):
+        fields.append(_plain(said, MAX_PART))
+        found = _link(target, "Open") if len(target) <= MAX_PART_LINK else ""
+        fields.append({"type": "mrkdwn", "text": found, "verbatim": True} if found else _plain("–", 1))
+    return [{"type": "section", "fields": fields[at : at + 2 * PARTS]} for at in range(0, len(fields), 2 * PARTS)]
+
+
+def _remarks(message: Message) -> list[str]:
+    said = [] if _is_short(message) else words.remarks(message.notice)
+    return [*filter(None, [words.unlisted(message.notice)]), *said]
 
 
 def escape(text: str) -> str:

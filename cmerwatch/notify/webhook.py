@@ -21,6 +21,7 @@ label = "Webhook"
 schedule: tuple[float, ...] = (5, 300, 1_800, 7_200, 18_000, 36_000, 36_000)
 gap = 0.0
 has_incidents = False
+hears_recoveries = True
 
 PREFIX = "whsec_"
 SECRET_BYTES = 32

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Mapping
 
 from cmerwatch.notify.kind import Message
-from cmerwatch.shapes import Notice
+from cmerwatch.shapes import Notice, Part
 
 _STATUS = {"firing": "Firing", "repeat": "Still firing", "resolved": "Resolved", "test": "Test"}
-_FIRST = {"repeat": "Firing", "resolved": "Fired and resolved"}
+_FIRST = {"repeat": "Firing", "update": "Firing", "resolved": "Fired and resolved"}
 
 
 def headline(message: Message) -> str:
@@ -18,16 +19,50 @@ def headline(message: Message) -> str:
 
 def status(message: Message) -> str:
     """An alert that was never told of is told of with its end, and nothing is still firing to who never heard of it."""
-    if message.is_first and message.notice.status in _FIRST:
-        return _FIRST[message.notice.status]
-    return _STATUS.get(message.notice.status, message.notice.status)
+    notice = message.notice
+    if message.is_first and notice.status in _FIRST:
+        return _FIRST[notice.status]
+    return _changed(notice) if notice.status == "update" else _STATUS.get(notice.status, notice.status)
+
+
+def _changed(notice: Notice) -> str:
+    """How an incident went on, in slices: that it spread counts before what has recovered of it."""
+    if notice.joined:
+        return f"Now also on {_slices(notice.joined, 'more ')}"
+    return f"{_slices(notice.recovered)} recovered, {notice.slices:,} still firing"
+
+
+def _slices(count: int, word: str = "") -> str:
+    return f"{count:,} {word}{'slice' if count == 1 else 'slices'}"
 
 
 def subject(notice: Notice) -> str:
-    """The slice, or the whole project."""
-    if not notice.slice:
-        return f"project {notice.project}"
-    return ", ".join(f"{name} {value}" for name, value in notice.slice.items())
+    """The slice that leads, or the whole project, and how many more there are."""
+    others = f" and {_slices(notice.slices - 1, 'more ')}" if notice.slices > 1 else ""
+    return named(notice.slice, notice.project) + others
+
+
+def named(of: Mapping[str, str], project: str) -> str:
+    if not of:
+        return f"project {project}"
+    return ", ".join(f"{name} {value}" for name, value in of.items())
+
+
+def parts(notice: Notice) -> list[tuple[str, str]]:
+    """What an incident of several slices lists: each slice with its numbers, and the address of its outputs."""
+    if notice.slices <= 1:
+        return []
+    return [(f"{named(part.slice, notice.project)}: {_numbers(part)}", part.link) for part in notice.parts]
+
+
+def unlisted(notice: Notice) -> str:
+    """What the list leaves out, in words; empty when nothing."""
+    left = notice.slices - len(notice.parts)
+    return f"And {_slices(left, 'more ')}." if notice.slices > 1 and left > 0 else ""
+
+
+def _numbers(part: Part) -> str:
+    return part.reason if part.value is None and part.reason else rate(part)
 
 
 def facts(notice: Notice) -> list[tuple[str, str]]:
@@ -48,12 +83,12 @@ def facts(notice: Notice) -> list[tuple[str, str]]:
 
 
 def remarks(notice: Notice) -> list[str]:
-    """The worst sub-slices, what else changed, and the reason, one line each."""
+    """The worst sub-slices of what is no incident of several, what else changed, and the reason, one line each."""
     worst = [f"{name} {value}: {percent(share)} of {n:,}" for name, value, share, n in notice.worst]
     return [*(["Worst: " + "; ".join(worst)] if worst else []), *notice.changes, *filter(None, [notice.reason])]
 
 
-def rate(notice: Notice) -> str:
+def rate(notice: Notice | Part) -> str:
     """Never a rate without its n and interval."""
     if notice.value is None:
         return f"unknown (n = {notice.n:,})"

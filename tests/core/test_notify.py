@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import json
 from dataclasses import replace
 from typing import Any
@@ -12,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
-from cmerwatch import errors, notify
+from cmerwatch import alert_notices, errors, notify
 from cmerwatch.notify import pagerduty, slack, webhook
 from cmerwatch.notify.kind import Dead, Delivered, Message, Outcome, Plainer, Retry
-from cmerwatch.shapes import Notice
+from cmerwatch.shapes import Notice, Part
 from tests.alerting import notice
 
 ID = "0198c0de-0000-7000-8000-000000000001"
@@ -24,11 +25,23 @@ PING = "<!channel> <@U123> <https://evil.example|click> & *bold* @here"
 
 text = st.text(max_size=400) | st.just(PING) | st.just("W" * 100_000)
 share = st.none() | st.floats(0, 1)
+parts = st.builds(
+    Part,
+    slice=st.dictionaries(st.sampled_from(["endpoint", "customer", "model_version"]), text),
+    since=text,
+    value=share,
+    low=share,
+    high=share,
+    n=st.integers(0, 10**9),
+    link=text | st.just("https://cmerwatch.example.com/?a=<!channel>|x&b=1" + "x" * 330),
+    events_link=text,
+    reason=text,
+)
 notices = st.builds(
     Notice,
     alert_id=text,
     rule_id=text,
-    status=st.sampled_from(["firing", "repeat", "resolved", "test"]),
+    status=st.sampled_from(["firing", "repeat", "update", "resolved", "test"]),
     severity=st.sampled_from(["info", "warning", "critical"]),
     project=text,
     rule=text,
@@ -50,6 +63,11 @@ notices = st.builds(
     worst=st.lists(st.tuples(text, text, st.floats(0, 1), st.integers(0, 10**6)), max_size=40).map(tuple),
     changes=st.lists(text, max_size=40).map(tuple),
     reason=text,
+    group_id=text,
+    parts=st.lists(parts, max_size=alert_notices.LISTED).map(tuple),
+    slices=st.integers(1, 1000),
+    joined=st.integers(0, 100),
+    recovered=st.integers(0, 100),
 )
 messages = st.builds(Message, id=st.just(ID), notice=notices, is_first=st.booleans(), is_plain=st.booleans())
 NOW = dt.datetime(2026, 3, 4, 10, 0, 3, tzinfo=dt.UTC)
@@ -93,14 +111,14 @@ def test_a_slack_message_keeps_every_published_limit(message: Message) -> None:
 
 @given(messages)
 def test_nothing_untrusted_can_ping_or_link_in_slack(message: Message) -> None:
-    """Only plain_text escapes Slack's markup: everything else holds no < but that of our own two links."""
+    """Only plain_text escapes Slack's markup: everything else holds no < but that of our own links."""
     made = body("slack", message)
     marked = [one["text"] for one in texts(made) if one["type"] == "mrkdwn"] + [made["text"]]
     for said in marked:
         for start in [at for at, character in enumerate(said) if character == "<"]:
             inside, _, label = said[start + 1 : said.index(">", start)].partition("|")
             assert inside.lower().startswith(("https://", "http://"))
-            assert label in ("Open the slice", "See outputs")
+            assert label in ("Open the slice", "See outputs", "Open")
     assert "<!channel>" not in "".join(marked)
 
 
@@ -159,6 +177,89 @@ def test_what_slack_refuses_for_good_disables_the_channel(status: int, said: byt
     )
 
 
+# Incidents of several slices
+
+
+def part(value: float, n: int, **of: str) -> Part:
+    query = "&".join(f"{name}={value}" for name, value in of.items())
+    link = f"https://cmerwatch.example.com/?{query}"
+    return Part(of, "2026-03-04T10:00:00Z", value, value - 0.05, value + 0.05, n, link, link)
+
+
+def incident(**fields: Any) -> Notice:
+    """The project leads, with two versions' and endpoints' worth of slices."""
+    listed = (part(0.6, 120, model_version="2"), part(0.5, 570), part(0.45, 300, endpoint="/a"))
+    return notice(slice={}, group_id="g", parts=listed, slices=3, worst=(), **fields)
+
+
+def test_slack_lists_every_slice_of_an_incident_with_its_numbers_beside_its_link() -> None:
+    made = body("slack", Message(ID, incident()))
+    assert made["text"] == "Firing: CMER over 1.5 times its baseline (project acme and 2 more slices)"
+    [fields] = [
+        block["fields"] for block in made["blocks"] if any(f["type"] == "mrkdwn" for f in block.get("fields", []))
+    ]
+    said, links = [one["text"] for one in fields[::2]], [one["text"] for one in fields[1::2]]
+    assert said == [
+        "model_version 2: 60.0% [55.0%, 65.0%], n = 120",
+        "project acme: 50.0% [45.0%, 55.0%], n = 570",
+        "endpoint /a: 45.0% [40.0%, 50.0%], n = 300",
+    ]
+    assert links[2] == "<https://cmerwatch.example.com/?endpoint=/a|Open>"
+
+
+def test_an_incident_that_spreads_is_told_shortly_in_slack() -> None:
+    made = body("slack", Message(ID, incident(status="update", joined=2), is_first=False))
+    assert made["text"].startswith("Now also on 2 more slices: CMER over 1.5 times its baseline (project acme")
+    assert "model_version 2: 60.0%" in json.dumps(made)
+    assert "Condition" not in json.dumps(made)
+    whole = body("slack", Message(ID, incident(status="update", joined=2), is_first=True))
+    assert whole["text"].startswith("Firing: ")
+    assert "Condition" in json.dumps(whole)
+
+
+def test_an_incident_that_recovers_in_part_says_what_still_fires() -> None:
+    made = body("pagerduty", Message(ID, incident(status="update", recovered=1), is_first=False))
+    assert made["payload"]["summary"].startswith("1 slice recovered, 3 still firing: ")
+
+
+def test_an_update_is_a_trigger_with_the_incidents_key_so_that_nobody_is_paged_again() -> None:
+    first = body("pagerduty", Message(ID, incident()))
+    update = body("pagerduty", Message(ID, incident(status="update", joined=1), is_first=False))
+    assert (update["event_action"], update["dedup_key"]) == ("trigger", first["dedup_key"])
+    assert update["payload"]["custom_details"]["firing"][2] == "endpoint /a: 45.0% [40.0%, 50.0%], n = 300"
+    assert {
+        "href": "https://cmerwatch.example.com/?endpoint=/a",
+        "text": "endpoint /a: 45.0% [40.0%, 50.0%], n = 300",
+    } in (update["links"])
+
+
+def test_a_webhook_knows_an_update_by_its_type_and_reads_every_slice() -> None:
+    made = body("webhook", Message(ID, incident(status="update", joined=1), is_first=False))
+    assert made["type"] == "alert.update"
+    assert [one["slice"] for one in made["data"]["parts"]] == [{"model_version": "2"}, {}, {"endpoint": "/a"}]
+    assert made["data"]["group_id"] == "g"
+
+
+@pytest.mark.parametrize("kind", ["slack", "pagerduty"])
+@pytest.mark.parametrize("is_plain", [False, True])
+def test_slices_over_what_fits_are_counted(kind: str, is_plain: bool) -> None:
+    many = replace(incident(), slices=40)
+    assert "And 37 more slices." in json.dumps(body(kind, Message(ID, many, is_plain=is_plain)))
+
+
+def test_an_alert_of_one_slice_is_no_list() -> None:
+    alone = notice(parts=(part(0.46, 570, endpoint="/describe"),))
+    made = json.dumps(body("slack", Message(ID, alone)))
+    assert made.count("46.") == 1
+    assert "prompt_type count: 61.0% of 118" in made
+
+
+def test_silence_is_told_in_words_where_there_is_no_rate() -> None:
+    silent = replace(part(0.5, 0, endpoint="/a"), value=None, low=None, high=None, n=0, reason="nothing arrived")
+    said = json.dumps(body("slack", Message(ID, replace(incident(), parts=(silent,)))))
+    assert "endpoint /a: nothing arrived" in said
+
+
 # PagerDuty
 
 
@@ -177,8 +278,19 @@ def test_a_pagerduty_event_keeps_every_published_limit(message: Message) -> None
         assert all(link["href"].startswith(("https://", "http://")) for link in made["links"])
 
 
-def test_every_episode_of_a_rule_and_slice_has_one_key_and_others_have_others() -> None:
+def test_all_messages_of_a_group_have_one_key_and_other_groups_have_others() -> None:
+    first = pagerduty.dedup_key(notice(group_id="g"))
+    later = notice(group_id="g", status="update", slice={}, alert_id="another", value=0.1)
+    assert first == pagerduty.dedup_key(later)
+    others = [notice(group_id="h"), notice(group_id="g", project="other"), notice()]
+    assert len({first, *map(pagerduty.dedup_key, others)}) == 4
+
+
+def test_an_alert_of_the_release_before_is_resolved_under_the_key_it_was_triggered_with() -> None:
+    """Every episode of a rule and slice had one key; a resolve under another would leave its incident open."""
     first = pagerduty.dedup_key(notice())
+    identity = "acme|00000000-0000-0000-0000-000000000008|" + json.dumps({"endpoint": "/describe"})
+    assert first == "cmerwatch:" + hashlib.sha256(identity.encode()).hexdigest()
     assert first == pagerduty.dedup_key(notice(alert_id="another", status="resolved", value=0.1))
     others = [notice(rule_id="other"), notice(slice={}), notice(slice={"endpoint": "/x"}), notice(project="other")]
     assert len({first, *map(pagerduty.dedup_key, others)}) == 5
