@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import datetime as dt
 import http.client
 import json
 import struct
@@ -15,9 +16,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from cmerwatch import shapes
+
 SIDE = 96
 CHECK_SECONDS = 60.0
-ENDPOINT = "/cmerwatch/doctor"
 
 
 class _Here(urllib.request.HTTPRedirectHandler):
@@ -50,6 +52,7 @@ def examine(url: str, api_key: str, check_seconds: float = CHECK_SECONDS) -> Ite
         ("send a test event", visit.send),
         ("read it back", visit.read),
         ("have it checked", visit.follow),
+        ("have it decided", visit.decide),
     ]
     for name, step in steps:
         try:
@@ -74,13 +77,15 @@ class _Visit:
         return "database and clock are well"
 
     def send(self) -> str:
+        # Without a confidence it is in no CMER, and as a late one in no alert's window: a test is nobody's output.
+        earlier = dt.datetime.now(dt.UTC) - 2 * shapes.LATE_AFTER
         event = {
             "event_id": f"doctor-{uuid.uuid4()}",
-            "endpoint": ENDPOINT,
+            "occurred_at": earlier.isoformat(),
+            "endpoint": shapes.DOCTOR,
             "prompt_type": "doctor",
             "prompt": "What is this?",
             "output": "A red circle.",
-            "confidence": 0.9,
             "images": [{"data": base64.b64encode(red_circle()).decode()}],
         }
         self.sent_at = time.monotonic()
@@ -104,6 +109,16 @@ class _Visit:
         if event["state"] != "checked" or outcome not in ("scored", "unscorable"):
             raise Failed(f"state {event['state']}, outcome {outcome}: the worker's log names the reason.")
         return f"{outcome} by {event['check']['checker']} after {took:.1f} s"
+
+    def decide(self) -> str:
+        """A policy that cannot decide is a fault to mend; a checker that has to calibrate first is none."""
+        event = self._event()
+        if event["decision"]:
+            return f"by policy {event['decision']['policy_version']}"
+        why = event.get("undecided")
+        if why and event["check"]["score"] is not None:
+            raise Failed(f"scored, but undecided: {why} (Settings, Policies).")
+        return f"not yet: {why or 'there is nothing to decide in it'}"
 
     def _event(self) -> dict[str, Any]:
         return self._call("GET", f"/v1/events/{self.event_id}", expect=200)

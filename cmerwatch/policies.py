@@ -257,10 +257,21 @@ def misfit(version: int, rules: Sequence[Mapping[str, Any]], checker: models.Che
         return None
     if all(rule.measure == "score" for rule in parse(version, rules).rules):
         return None
+    return unfit(version, checker.name)
+
+
+def unfit(version: int, checker: str) -> str:
+    """The reason a check stays undecided, in words."""
     return (
-        f"policy {version} is a fixed cosine and checker {checker.name} has a logit bias, so its cosines are small "
-        "numbers no fixed threshold fits: choose auto"
+        f"policy {version} is a fixed cosine and checker {checker} has a logit bias, so its cosines are small numbers "
+        "no fixed threshold fits: choose auto"
     )
+
+
+def misfit_now(session: orm.Session, project_id: uuid.UUID, checker: models.Checker | None) -> str | None:
+    """`misfit` of the version in force."""
+    newest = versions(session, project_id, limit=1)
+    return misfit(newest[0].version, newest[0].rules, checker) if newest else None
 
 
 def misfits(session: orm.Session, checker_id: int) -> dict[str, str]:

@@ -16,7 +16,7 @@ from sqlalchemy import orm
 from cmerwatch import access, errors, ids, models, review_leases
 from cmerwatch.review_answers import MAX_TEXT, Answer, checked, required_text
 from cmerwatch.review_leases import LEASE, MAX_HELD, Held, Lease, give_back, heartbeat, held, hold, next_item
-from cmerwatch.shapes import Decided
+from cmerwatch.shapes import DOCTOR, Decided
 
 __all__ = [
     "LEASE",
@@ -80,7 +80,7 @@ def route(session: orm.Session, decided: Sequence[Decided], audit_rate: float) -
 
 def _item(one: Decided, audit_rate: float) -> dict[str, Any] | None:
     result, decision = one.result, one.decision
-    if result.outcome != "scored" or not decision.is_decided:
+    if result.outcome != "scored" or not decision.is_decided or result.event.slice.endpoint == DOCTOR:
         return None
     if decision.flagged:
         return _row(one, "flagged", 1.0)

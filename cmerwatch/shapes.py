@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 BUCKET_SECONDS = 300
 LATE_AFTER = dt.timedelta(minutes=10)
+DOCTOR = "/cmerwatch/doctor"  # the endpoint of `cmerwatch doctor`: its test events are no work for reviewers
 
 OUTCOMES = ("scored", "unscorable", "invalid_image", "model_error", "quarantined")
 

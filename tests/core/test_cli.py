@@ -16,10 +16,12 @@ import pytest
 import sqlalchemy as sa
 import typer.testing
 import yaml
+from sqlalchemy import orm
 
 from cmerwatch import (
     access,
     cli,
+    cmer_series,
     db,
     demo,
     demo_data,
@@ -33,7 +35,7 @@ from cmerwatch import (
     partitions,
     settings,
 )
-from tests import stack
+from tests import factories, stack
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -239,14 +241,20 @@ Answers = dict[str, tuple[int, object]]
 
 
 @pytest.fixture
-def server() -> Iterator[Callable[[Answers], str]]:
+def bodies() -> list[bytes]:
+    """What was sent to `server`."""
+    return []
+
+
+@pytest.fixture
+def server(bodies: list[bytes]) -> Iterator[Callable[[Answers], str]]:
     """A server that answers as told: the doctor must also understand broken ones."""
     running: list[http.server.ThreadingHTTPServer] = []
 
     def start(answers: Answers) -> str:
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                bodies.append(self.rfile.read(int(self.headers.get("Content-Length") or 0)))
                 status, body = answers[self.path]
                 data = body if isinstance(body, bytes) else json.dumps(body).encode()
                 self.send_response(status)
@@ -275,8 +283,20 @@ WELL: Answers = {
     "/healthz": (200, {}),
     "/readyz": (200, {}),
     "/v1/events": (202, {"results": [{"id": "e1", "status": "accepted"}]}),
-    "/v1/events/e1": (200, {"state": "checked", "check": {"outcome": "scored", "checker": "demo"}}),
+    "/v1/events/e1": (
+        200,
+        {
+            "state": "checked",
+            "check": {"outcome": "scored", "checker": "demo", "score": 0.5},
+            "decision": {"policy_version": 3},
+        },
+    ),
 }
+
+
+def undecided(why: str, score: float | None) -> tuple[int, object]:
+    check = {"outcome": "scored", "checker": "siglip", "score": score}
+    return 200, {"state": "checked", "check": check, "decision": None, "undecided": why}
 
 
 def refusal(message: str) -> dict[str, object]:
@@ -285,8 +305,31 @@ def refusal(message: str) -> dict[str, object]:
 
 def test_the_doctor_follows_an_event_to_its_check(server: Callable[[Answers], str]) -> None:
     steps = list(doctor.examine(server(WELL), "key"))
-    assert [step.is_ok for step in steps] == [True] * 5
-    assert steps[-1].said.startswith("scored by demo after")
+    assert [step.is_ok for step in steps] == [True] * 6
+    assert steps[-2].said.startswith("scored by demo after")
+    assert steps[-1].said == "by policy 3"
+
+
+def test_a_checker_that_calibrates_is_no_fault_to_the_doctor(server: Callable[[Answers], str]) -> None:
+    steps = list(doctor.examine(server(WELL | {"/v1/events/e1": undecided("the checker is calibrating", None)}), "key"))
+    assert steps[-1].is_ok
+    assert steps[-1].said == "not yet: the checker is calibrating"
+
+
+def test_the_doctors_event_is_in_no_cmer_no_alert_window_and_no_queue(
+    session: orm.Session, project: models.Project, server: Callable[[Answers], str], bodies: list[bytes]
+) -> None:
+    list(doctor.examine(server(WELL), "key"))
+    [sent] = [json.loads(body) for body in bodies if body]
+    assert "confidence" not in sent
+    occurred = dt.datetime.fromisoformat(sent["occurred_at"])
+    factories.ingest(session, project.id, endpoint=sent["endpoint"], confidence=None, occurred_at=occurred)
+    factories.check_all(session, 0.01, audit_rate=1.0)
+    now = dt.datetime.now(dt.UTC)
+    [row] = cmer_series.query(session, project.id, now - dt.timedelta(hours=2), now, "all")
+    assert (row.scored, row.n, row.flagged) == (1, 0, 0)
+    assert session.scalars(sa.select(models.Event.is_late)).one()
+    assert session.query(models.ReviewItem).count() == 0
 
 
 @pytest.mark.parametrize(
@@ -305,6 +348,12 @@ def test_the_doctor_follows_an_event_to_its_check(server: Callable[[Answers], st
             (200, {"state": "checked", "check": {"outcome": "model_error"}}),
             "have it checked",
             "outcome model_error",
+        ),
+        (
+            "/v1/events/e1",
+            undecided("policy 3 is a fixed cosine and checker siglip has a logit bias: choose auto", 0.5),
+            "have it decided",
+            "undecided: policy 3 is a fixed cosine and checker siglip has a logit bias: choose auto",
         ),
     ],
 )

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from sqlalchemy import orm
 
-from cmerwatch import blobs, checks, events, policies, reviews, rollups
+from cmerwatch import blobs, checks, events, models, policies, reviews, rollups, withheld
 from cmerwatch.shapes import CheckResult, Claimed, ClaimScore, Slice
 
 LABEL = "test: numbers drawn by a test"
@@ -36,8 +36,14 @@ def png(width: int = 8, height: int = 8, shade: int = 128) -> bytes:
 WEBP = bytes.fromhex("524946461a000000574542505650384c0d0000002f00000010071011118888fe0700")
 
 
-def checker(session: orm.Session, reference_version: str | None = "test-1", label: str = LABEL) -> int:
-    return checks.register(session, name="test:drawn", label=label, is_demo=True, reference_version=reference_version)
+def checker(
+    session: orm.Session,
+    reference_version: str | None = "test-1",
+    label: str = LABEL,
+    name: str = "test:drawn",
+    **logit: float,
+) -> int:
+    return checks.register(session, name=name, label=label, is_demo=True, reference_version=reference_version, **logit)
 
 
 def event(
@@ -91,15 +97,27 @@ def ended(outcome: str, *reasons: str) -> Judge:
     return lambda claimed: CheckResult(claimed, outcome, reasons=reasons)
 
 
-def check(session: orm.Session, judge: Judge, *, is_calibrated: bool = True, audit_rate: float = 0.0) -> int:
+def check(
+    session: orm.Session,
+    judge: Judge,
+    *,
+    is_calibrated: bool = True,
+    audit_rate: float = 0.0,
+    checker_id: int | None = None,
+) -> int:
     """Claim everything that waits and complete it as the worker does; returns how many."""
-    token, checker_id, done = uuid.uuid4(), checker(session), 0
+    token, done = uuid.uuid4(), 0
+    checker_id = checker(session) if checker_id is None else checker_id
     while claimed := checks.claim(session, 4096, 30, token):
         current = policies.current(session, {one.project_id for one in claimed})
         results = [judge(one) for one in claimed]
-        pairs = [(result, current[result.event.project_id].decide(result, is_calibrated)) for result in results]
+        has_bias = session.get_one(models.Checker, checker_id).logit_bias is not None
+        pairs = [
+            (result, current[result.event.project_id].decide(result, is_calibrated, has_bias)) for result in results
+        ]
         decided = checks.complete(session, token, checker_id, pairs)
         rollups.add(session, decided)
+        withheld.keep(session, decided)
         reviews.route(session, decided, audit_rate)
         done += len(decided)
     return done

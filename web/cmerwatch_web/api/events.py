@@ -208,6 +208,7 @@ def whole(view: event_views.EventView) -> dict[str, Any]:
         "metadata": body.metadata_,
         "check": _check(view),
         "decision": _decision(view),
+        "undecided": _undecided(view),
         "review": _review(view),
         "judge": _judge(view),
     }
@@ -279,6 +280,16 @@ def _decision(view: event_views.EventView) -> dict[str, Any] | None:
         return None
     names = ("flagged", "low_similarity", "policy_version", "conf_threshold", "sim_threshold")
     return {name: getattr(view.decision, name) for name in names}
+
+
+def _undecided(view: event_views.EventView) -> str | None:
+    """Why a scored output has no decision; null where it has one, or cannot have one."""
+    check = view.check
+    if check is None or check.outcome != "scored" or view.decision is not None:
+        return None
+    if check.score is None:
+        return "the checker is calibrating: it has no reference of matching text yet"
+    return policies.unfit(check.policy_version or 1, view.checker.name if view.checker else "")
 
 
 def _review(view: event_views.EventView) -> dict[str, Any] | None:

@@ -57,7 +57,8 @@ def overview(request: Request, session: auth.Session, viewer: auth.Viewer) -> Re
         "viewer": viewer,
         "view": view,
         "total": total,
-        "checker": cmer_series.current_checker(session, viewer.project_id),
+        "checker": checker,
+        "misfit": policies.misfit_now(session, viewer.project_id, checker),
     }
     if not total.accepted and not view.filters and not has_events(session, viewer):
         return pages.render(request, "first_run.html", **context)

@@ -13,7 +13,7 @@ from sqlalchemy import orm
 from starlette.requests import Request
 from starlette.responses import Response
 
-from cmerwatch import access, cmer_series, errors, models, policies, policy_preview, redecide
+from cmerwatch import access, cmer_series, errors, models, policies, policy_preview, redecide, withheld
 from cmerwatch.policy_preview import Estimate
 from cmerwatch_web.console import auth, pages, policy_form, settings
 from cmerwatch_web.console.policy_form import Row
@@ -49,6 +49,7 @@ class Draft:
 @router.get(PATH)
 def show_policies(request: Request, session: auth.Session, viewer: auth.Viewer) -> Response:
     rows = policies.versions(session, viewer.project_id, limit=51)
+    checker = cmer_series.current_checker(session, viewer.project_id)
     earlier = [*rows[1:], None]
     history = [
         Version(row, policy_form.changes(before.rules if before else [], row.rules))
@@ -62,7 +63,9 @@ def show_policies(request: Request, session: auth.Session, viewer: auth.Viewer) 
         rules=policy_form.rows_of(rows[0].rules) if rows else [],
         history=history[:50],
         again=redecide.progress(session, viewer.project_id),
-        checker=cmer_series.current_checker(session, viewer.project_id),
+        checker=checker,
+        misfit=policies.misfit(rows[0].version, rows[0].rules, checker) if rows else None,
+        n_withheld=withheld.count(session, viewer.project_id),
         done=settings.done(request, DONE),
     )
 

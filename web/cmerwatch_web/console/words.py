@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import markupsafe
 
 from cmerwatch import models
+from cmerwatch.event_views import EventView
 from cmerwatch_web import charts
 
 # What CLIP-type checkers are known to be near chance at; bench/README.md has what was measured of the demo's.
@@ -32,13 +33,13 @@ REASONS = {
     "too_narrow": "the picture is a strip, more than 50 times longer than wide",
     "out_of_memory": "the picture needs more memory than one picture may take",
     "embedding_not_a_number": "the checker's answer was not a number",
-    "audit": "drawn at random to measure the true rate",
     "image_url_refused": "the address of the picture, or one it leads to, is not public or not permitted",
     "image_url_not_an_image": "what came from the address of the picture is no picture that is accepted",
     "image_url_too_large": "the picture at that address is larger than the limit",
     "image_url_redirects": "the address of the picture leads on too often",
     "image_url_unreachable": "the address of the picture gave no answer",
     "store_away": "the picture could not be stored here",
+    "audit": "drawn at random to measure the true rate",
     "flagged": "confident, and poorly supported by the picture",
 }
 
@@ -84,6 +85,13 @@ def judge(found: models.Judgement | None) -> str:
     return f"No opinion from {name}: {why}."
 
 
+def opinions(found: EventView) -> dict[int, float]:
+    """The judge's P(yes) by the number of the claim: only the weakest were asked about."""
+    said = {(one["start"], one["end"]): one["p_yes"] for one in (found.judgement.claims if found.judgement else [])}
+    claims = found.check.claims if found.check else []
+    return {i: said[at] for i, one in enumerate(claims, 1) if (at := (one["start"], one["end"])) in said}
+
+
 @dataclass(frozen=True, slots=True)
 class Judged:
     """The values that decide a flag; None where unknown."""
@@ -98,6 +106,8 @@ class Judged:
     low: bool = False
     conf_threshold: float | None = None
     sim_threshold: float | None = None
+    awaits_pictures: bool = False  # named by their address
+    lacks_pictures: bool = False  # because they could not be fetched
     cosine: float | None = None  # only where the legacy rule of a fixed cosine decided, instead of the score
 
 
@@ -106,11 +116,15 @@ class Verdict:
     """A word for the badge, its tone (bad, doubt, good, quiet), and why, in one or two sentences."""
 
     word: str
-    awaits_pictures: bool = False  # named by their address
-    lacks_pictures: bool = False  # because they could not be fetched
     tone: str
     why: str
 
+
+KEPT = Verdict(
+    "Not reviewed yet",
+    "quiet",
+    "Reviews are blind in this project: what the checker says of an event is shown to reviewers after its verdict.",
+)
 
 _UNJUDGED = {
     "unscorable": Verdict("Not scorable", "quiet", "Nothing in the output can be looked for in a picture."),
@@ -131,10 +145,25 @@ def explain(it: Judged) -> Verdict:
             "doubt",
             "No worker survived checking this event, so it was set aside. It is not counted until it is replayed.",
         )
+    if it.state == "waiting" and it.awaits_pictures:
+        return Verdict(
+            "Waiting", "quiet", "Stored safely. Its picture is being fetched. This page looks again by itself."
+        )
     if it.state == "waiting":
         return Verdict("Waiting", "quiet", "Stored safely and waiting for a worker. This page looks again by itself.")
+    if it.outcome == "invalid_image" and it.lacks_pictures:
+        return Verdict(
+            "Picture not fetched", "doubt", "It could not be fetched from its address, so nothing was compared."
+        )
     if it.outcome in _UNJUDGED:
         return _UNJUDGED[it.outcome]
+    if not it.is_decided and it.score is not None:
+        return Verdict(
+            "Undecided",
+            "doubt",
+            "Scored, but not decided: the policy in force then is a fixed cosine, and this checker has a logit bias, "
+            "so no fixed threshold fits its cosines. Choose auto on the policies page, and it is decided.",
+        )
     if not it.is_decided or it.score is None or it.sim_threshold is None or it.conf_threshold is None:
         return Verdict(
             "Calibrating",
@@ -145,16 +174,8 @@ def explain(it: Judged) -> Verdict:
 
 
 def _decided(it: Judged, score: float, sim_threshold: float, conf_threshold: float) -> Verdict:
-    if it.state == "waiting" and it.awaits_pictures:
-        return Verdict(
-            "Waiting", "quiet", "Stored safely. Its picture is being fetched. This page looks again by itself."
-        )
     fit = _fit(score, it.n_claims)
     below = f"score {number(score)} is below {number(sim_threshold)}"
-    if it.outcome == "invalid_image" and it.lacks_pictures:
-        return Verdict(
-            "Picture not fetched", "doubt", "It could not be fetched from its address, so nothing was compared."
-        )
     if it.cosine is not None:
         fit = "the picture supports it less than the fixed cosine of this policy asks"
         below = f"similarity {number(it.cosine, sim_threshold)} is below {number(sim_threshold)}"
@@ -196,6 +217,8 @@ def number(value: float | None, beside: float | None = None) -> str:
 
 def reason(code: str) -> str:
     """A reason code in words, with what it adds after a colon; an unknown one is shown as it is."""
+    if (status := code.removeprefix("image_url_")).isdigit():
+        return f"the address of the picture answered {status}"
     known, _, detail = code.partition(":")
     words = REASONS.get(known, known.replace("_", " "))
     return f"{words}: {detail}" if detail else words
@@ -209,5 +232,3 @@ def confidence_gauge(confidence: float | None, threshold: float) -> markupsafe.M
 def score_gauge(score: float | None, threshold: float) -> markupsafe.Markup:
     told = f"Score {number(score, threshold)}; below {number(threshold)} counts as low."
     return charts.gauge(score, threshold, bad_below=True, summary=told)
-    if (status := code.removeprefix("image_url_")).isdigit():
-        return f"the address of the picture answered {status}"
