@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -36,8 +37,9 @@ def is_well(machine: Machine) -> bool:
 
 def worker_pid(machine: Machine) -> int | None:
     for pid in machine.pids():
-        if b"\0cmerwatch_worker\0" in Path(f"/proc/{pid}/cmdline").read_bytes():
-            return pid
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it may end between the list and the look
+            if b"\0cmerwatch_worker\0" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return pid
     return None
 
 
