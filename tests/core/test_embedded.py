@@ -60,7 +60,7 @@ def is_alive(pid: int) -> bool:
     """Whether it runs: a zombie nobody has reaped yet has ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 
