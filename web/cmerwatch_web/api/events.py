@@ -193,7 +193,9 @@ def whole(view: event_views.EventView) -> dict[str, Any]:
         "request_id": body.request_id,
         "response_id": body.response_id,
         "trace_id": body.trace_id,
+        "waiting_for": _waiting_for(view),
         "images": [{"sha256": sha256} for sha256 in event.images],
+        "image_fetches": [_fetch(row) for row in view.fetches],
         "prompt": body.prompt,
         "output": body.output,
         "text_sanitized": body.text_sanitized,
@@ -214,37 +216,6 @@ def whole(view: event_views.EventView) -> dict[str, Any]:
     }
 
 
-def _judge(view: event_views.EventView) -> dict[str, Any] | None:
-    """The second opinion, beside the check and no part of it."""
-    found = view.judgement
-    if found is None:
-        return None
-    return {
-        "state": found.state,
-        "judge": found.judge,
-        "waiting_for": _waiting_for(view),
-        "p_yes": found.p_yes,
-        "claims": found.claims,
-        "image_fetches": [_fetch(row) for row in view.fetches],
-        "reason": found.reason or None,
-    }
-
-
-def _check(view: event_views.EventView) -> dict[str, Any] | None:
-    if view.check is None:
-        return None
-    claims = [
-        {
-            "start": claim["start"],
-            "end": claim["end"],
-            "text": view.body.output[claim["start"] : claim["end"]],
-            "similarity": claim["similarity"],
-            "percentile": claim.get("percentile"),
-            "statement": claim.get("statement"),
-            "negated": claim.get("negated", False),
-        }
-        for claim in view.check.claims
-    ]
 def _waiting_for(view: event_views.EventView) -> str | None:
     if view.state != "waiting":
         return None
@@ -264,6 +235,35 @@ def _fetch(row: models.ImageFetch) -> dict[str, Any]:
     }
 
 
+def _judge(view: event_views.EventView) -> dict[str, Any] | None:
+    """The second opinion, beside the check and no part of it."""
+    found = view.judgement
+    if found is None:
+        return None
+    return {
+        "state": found.state,
+        "judge": found.judge,
+        "p_yes": found.p_yes,
+        "claims": found.claims,
+        "reason": found.reason or None,
+    }
+
+
+def _check(view: event_views.EventView) -> dict[str, Any] | None:
+    if view.check is None:
+        return None
+    claims = [
+        {
+            "start": claim["start"],
+            "end": claim["end"],
+            "text": view.body.output[claim["start"] : claim["end"]],
+            "similarity": claim["similarity"],
+            "percentile": claim.get("percentile"),
+            "statement": claim.get("statement"),
+            "negated": claim.get("negated", False),
+        }
+        for claim in view.check.claims
+    ]
     return {
         "outcome": view.check.outcome,
         "checker": view.checker.name if view.checker else None,

@@ -110,6 +110,7 @@ def show_event(
         tokens=passages.strip(body.tokens, body.logprobs),
         hidden_tokens=max(0, len(body.tokens or ()) - passages.TOKENS_SHOWN),
         pictures=pictures,
+        fetches=[(row, fetches.told(row)) for row in found.fetches],
         review=review_page.card(session, viewer, found.review) if found.review else None,
         confidence_status=words.CONFIDENCE_STATUS.get(found.event.confidence_status, found.event.confidence_status),
         compared="Score" if cosine is None else "Similarity",
@@ -118,7 +119,6 @@ def show_event(
 
 
 def opinions(found: EventView) -> dict[int, float]:
-        fetches=[(row, fetches.told(row)) for row in found.fetches],
     """The judge's P(yes) by the number of the claim: only the weakest were asked about."""
     said = {(one["start"], one["end"]): one["p_yes"] for one in (found.judgement.claims if found.judgement else [])}
     claims = found.check.claims if found.check else []
@@ -136,9 +136,9 @@ def judged(found: EventView) -> words.Judged:
         is_decided=decision is not None,
         flagged=decision is not None and decision.flagged,
         low=decision is not None and decision.low_similarity,
-        conf_threshold=decision.conf_threshold if decision else None,
         awaits_pictures=found.awaits_pictures,
         lacks_pictures=any(row.state == "failed" for row in found.fetches),
+        conf_threshold=decision.conf_threshold if decision else None,
         sim_threshold=decision.sim_threshold if decision else None,
     )
 
