@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import orm
 
-from cmerwatch import alert_notices, alert_rules, errors, models, silences
+from cmerwatch import alert_episodes, alert_notices, alert_rules, errors, ids, models, silences
 from cmerwatch.alert_states import OPEN
 from cmerwatch.shapes import Notice
 
@@ -48,6 +48,15 @@ class Row:
     silence: models.Silence | None = None
 
     @property
+    def group_id(self) -> uuid.UUID | None:
+        return alert_episodes.group_of(self.alert) if self.alert else None
+
+    @property
+    def leads(self) -> bool:
+        """Whether it opened its group, so that the group's messages bear its id."""
+        return self.alert is not None and self.group_id == self.alert.id
+
+    @property
     def severity(self) -> str:
         return self.alert.severity if self.alert else self.rule.severity
 
@@ -73,17 +82,22 @@ class Page:
 
 
 def firing(session: orm.Session, project_id: uuid.UUID) -> int:
-    """How many episodes are open."""
-    open_ones = sa.select(sa.func.count()).where(
-        models.Alert.project_id == project_id, models.Alert.resolved_at.is_(None)
-    )
-    return session.scalar(open_ones.select_from(models.Alert)) or 0
+    """How many incidents are open: groups of alerts, of which one fires at least."""
+    groups = sa.func.count(sa.distinct(sa.func.coalesce(models.Alert.group_id, models.Alert.id)))
+    open_ones = sa.select(groups).where(models.Alert.project_id == project_id, models.Alert.resolved_at.is_(None))
+    return session.scalar(open_ones) or 0
 
 
 def find(
-    session: orm.Session, project_id: uuid.UUID, state: str | None = None, cursor: str | None = None, limit: int = 50
+    session: orm.Session,
+    project_id: uuid.UUID,
+    state: str | None = None,
+    cursor: str | None = None,
+    limit: int = 50,
+    group: uuid.UUID | None = None,
 ) -> Page:
-    """Episodes, the newest first; with one of STANDINGS, the slices that stand so. Raises Invalid."""
+    """Episodes, the newest first, of one group where it is named; with one of STANDINGS, the slices that stand so.
+    Raises Invalid."""
     if state is not None and state not in STATES:
         raise errors.Invalid(f"`state` must be one of {', '.join(STATES)}.", field="state")
     if state in STANDINGS:
@@ -93,6 +107,8 @@ def find(
         statement = statement.where(models.Alert.resolved_at.is_not(None))
     elif state is not None:
         statement = statement.where(models.Alert.resolved_at.is_(None), models.AlertState.state == state)
+    if group is not None:
+        statement = statement.where(sa.or_(models.Alert.group_id == group, models.Alert.id == group))
     if cursor is not None:
         statement = statement.where(models.Alert.id < _uuid(cursor))
     found = session.execute(statement).all()
@@ -179,7 +195,7 @@ def _standing(session: orm.Session, project_id: uuid.UUID, states: list[str], cu
 
 
 def _rows(session: orm.Session, project_id: uuid.UUID, found: Sequence[Any]) -> list[Row]:
-    told = _messages(session, [alert.id for alert, _, _ in found])
+    told = _messages(session, {alert_episodes.group_of(alert) for alert, _, _ in found})
     quiet = silences.lasting(session, project_id, dt.datetime.now(dt.UTC))
     return [
         Row(
@@ -191,15 +207,23 @@ def _rows(session: orm.Session, project_id: uuid.UUID, found: Sequence[Any]) -> 
             reason=standing.reason if standing else "",
             evidence=standing.evidence if standing else alert.evidence,
             alert=alert,
-            messages=told.get(alert.id, []),
+            messages=_naming(alert, told.get(alert_episodes.group_of(alert), [])),
             silence=silences.covering(quiet, alert.rule_id, alert.slice),
         )
         for alert, rule, standing in found
     ]
 
 
-def _messages(session: orm.Session, alert_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, list[Message]]:
-    """By alert, oldest first."""
+def _naming(alert: models.Alert, messages: list[Message]) -> list[Message]:
+    """Those of its group that name it: all where it leads; else from when it joined, once one has named it."""
+    if alert.group_id in (None, alert.id):
+        return messages
+    began = ids.moment(alert.id)
+    return [one for one in messages if ids.moment(one.delivery.id) >= began] if alert.told_at else []
+
+
+def _messages(session: orm.Session, alert_ids: set[uuid.UUID]) -> dict[uuid.UUID, list[Message]]:
+    """By the alert that leads the group, oldest first."""
     statement = (
         sa.select(models.Delivery, models.Channel.name, models.Channel.kind)
         .join(models.Channel, models.Channel.id == models.Delivery.channel_id)

@@ -183,6 +183,33 @@ def test_what_fires_is_listed_with_its_numbers_links_and_deliveries(
     assert [(one["from"], one["to"]) for one in whole["history"]] == [("ok", "firing")]
 
 
+def test_each_slice_of_an_incident_names_its_group_and_shows_the_message_that_told_of_it(
+    http: TestClient, admin: dict[str, str], session: orm.Session, project: models.Project
+) -> None:
+    watched.channel(session, project.id, name="on-call")
+    fire(session, project, scopes=("project", "endpoint"))
+    rows = http.get("/v1/alerts", headers=admin).json()["rows"]
+    assert len(rows) == 3
+    [leader] = [row for row in rows if row["leads"]]
+    assert (leader["slice"], leader["group"]) == ({}, leader["id"])
+    assert {row["group"] for row in rows} == {leader["id"]}
+    told = [[(one["id"], one["kind"], one["channel"]) for one in row["deliveries"]] for row in rows]
+    assert told[0] == told[1] == told[2]
+    assert len(told[0]) == 1
+
+
+def test_the_alerts_of_one_group_are_listed_alone(
+    http: TestClient, admin: dict[str, str], session: orm.Session, project: models.Project
+) -> None:
+    fire(session, project, scopes=("endpoint",))
+    rows = http.get("/v1/alerts", headers=admin).json()["rows"]
+    group = rows[0]["group"]
+    assert len({row["group"] for row in rows}) == 2
+    found = http.get("/v1/alerts", params={"group": group}, headers=admin).json()["rows"]
+    assert [row["id"] for row in found] == [row["id"] for row in rows if row["group"] == group]
+    assert http.get("/v1/alerts", params={"group": "x"}, headers=admin).status_code == 422
+
+
 def test_pages_of_alerts_hold_each_once(
     http: TestClient, admin: dict[str, str], session: orm.Session, project: models.Project
 ) -> None:

@@ -177,13 +177,14 @@ def get_alerts(
     principal: deps.MaySeeAlerts,
     session: deps.Session,
     state: str | None = None,
+    group: uuid.UUID | None = None,
     cursor: Annotated[str | None, Query(max_length=1000)] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> JSONResponse:
     """Episodes, newest first: firing, recovering, resolved. `state` may also be pending, no_data, insufficient or ok,
-    which lists the slices that stand so."""
-    events.require_known(request, ("state", "cursor", "limit"))
-    page = alert_views.find(session, principal.project_id, state, cursor, limit)
+    which lists the slices that stand so. `group`: only the alerts of that incident."""
+    events.require_known(request, ("state", "group", "cursor", "limit"))
+    page = alert_views.find(session, principal.project_id, state, cursor, limit, group)
     rows = [shown_alert(row, principal.project_slug) for row in page.rows]
     return JSONResponse({"rows": rows, "next_cursor": page.next_cursor})
 
@@ -203,6 +204,8 @@ def shown_alert(row: alert_views.Row, project: str) -> dict[str, Any]:
     notice = row.notice(project)
     return {
         "id": str(row.alert.id) if row.alert else None,
+        "group": str(row.group_id) if row.group_id else None,
+        "leads": row.leads,
         "state": row.state,
         "rule": row.alert.rule_name if row.alert else row.rule.name,
         "rule_id": str(row.rule.id),
