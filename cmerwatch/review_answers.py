@@ -37,13 +37,13 @@ def checked(answer: Answer, output: Callable[[], str]) -> Answer:
     _require_one_of("verdict", answer.verdict, models.VERDICTS)
     for index, error_type in enumerate(dict.fromkeys(answer.error_types)):
         _require_one_of(f"error_types[{index}]", error_type, models.ERROR_TYPES)
+    spans = _spans(answer.spans, output) if answer.spans else ()
     for field, said in (("error_types", answer.error_types), ("spans", answer.spans)):
         if answer.verdict == "correct" and said:
             raise errors.Invalid(
                 f"`{field}` must be empty when the verdict is correct; send none, or choose another verdict.",
                 field=field,
             )
-    spans = _spans(answer.spans, output) if answer.spans else ()
     named = [span["error_type"] for span in spans if "error_type" in span]
     return replace(
         answer,

@@ -13,7 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import orm
 
-from cmerwatch import access, errors, ids, models, review_leases
+from cmerwatch import access, blindness, errors, ids, models, review_leases
 from cmerwatch.review_answers import MAX_TEXT, Answer, checked, required_text
 from cmerwatch.review_leases import LEASE, MAX_HELD, Held, Lease, give_back, heartbeat, held, hold, next_item
 from cmerwatch.shapes import DOCTOR, Decided
@@ -128,11 +128,20 @@ _ACT = """
         RETURNING i.id, i.project_id, i.event_id, i.leased_at
     )
     INSERT INTO reviews (id, project_id, item_id, event_id, reviewer_id, action, verdict, error_types, spans,
-        correction, note, reason, seconds, lease_token, created_at)
+        correction, note, reason, seconds, lease_token, is_blind, created_at)
     SELECT :id, project_id, id, event_id, :me, :action, :verdict, CAST(:error_types AS text[]), CAST(:spans AS jsonb),
-        :correction, :note, :reason, extract(epoch FROM clock_timestamp() - leased_at), :token, clock_timestamp()
+        :correction, :note, :reason, extract(epoch FROM clock_timestamp() - leased_at), :token, {blind},
+        clock_timestamp()
     FROM ended
     RETURNING *
+"""
+
+# Reviews were blind all through this lease, no verdict showed what the checker said (an undo does not unsee it), and
+# the same person did not act on the item while they saw more.
+_BLIND = """
+    :is_bound AND EXISTS (SELECT FROM projects p WHERE p.id = project_id AND p.blind_since <= leased_at)
+        AND NOT EXISTS (SELECT FROM reviews b WHERE b.item_id = ended.id AND b.action <> 'undo'
+            AND (b.action = 'verdict' OR (b.reviewer_id = :me AND NOT b.is_blind)))
 """
 
 _CHANGES = {
@@ -142,7 +151,10 @@ _CHANGES = {
     "escalate": "state = 'escalated'",
 }
 
-_ACTS = {action: sa.text(_ACT.format(change=change, owned=review_leases.OWNED)) for action, change in _CHANGES.items()}
+_ACTS = {
+    action: sa.text(_ACT.format(change=change, owned=review_leases.OWNED, blind=_BLIND))
+    for action, change in _CHANGES.items()
+}
 
 
 def submit(
@@ -196,6 +208,7 @@ def _act(
     values = _NOTHING_SAID | said
     values |= {"id": ids.uuid7(), "action": action, "item": item_id, "token": token, "most": MAX_SKIPS}
     values |= {"project": principal.project_id, "me": review_leases.person(principal)}
+    values["is_bound"] = blindness.binds(principal)
     if action != "skip":
         del values["most"]
     appended = sa.select(models.Review).from_statement(_ACTS[action])

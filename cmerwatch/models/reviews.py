@@ -68,7 +68,7 @@ class ReviewItem(Base):
 class Review(Base):
     """One act of one reviewer on one item; a trigger refuses UPDATE, DELETE and TRUNCATE.
 
-    `is_blind`: whoever acted could not have been shown anything of the checker's about this event before.
+    `is_blind`: until this act nothing of the checker's was shown to whoever acted, on the review page or elsewhere.
     An undo is a row of its own that names the row it takes back in `undoes`. The two unique constraints hold what the
     lease check already refuses: a lease is answered once, and an act is taken back once.
     """

@@ -135,6 +135,8 @@ ROUTES: dict[str, tuple[str, dict[str, Any]]] = {
     "POST /settings/people/{user_id}/enable": ("admin", {}),
     "POST /settings/people/{user_id}/remove": ("admin", {}),
     "GET /settings/audit": ("admin", {}),
+    "GET /settings/reviews": ("lead", {}),
+    "POST /settings/reviews": ("lead", {"seen": "blind"}),
     "GET /settings/policies": ("read", {}),
     "GET /settings/policies/edit": ("policies", {}),
     "POST /settings/policies/edit": ("policies", {"based_on": "1"}),

@@ -10,7 +10,20 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse
 from sqlalchemy import orm
 
-from cmerwatch import access, blobs, db, errors, event_views, events, fetches, models, policies, queue, shapes
+from cmerwatch import (
+    access,
+    blindness,
+    blobs,
+    db,
+    errors,
+    event_views,
+    events,
+    fetches,
+    models,
+    policies,
+    queue,
+    shapes,
+)
 from cmerwatch_web import deps
 from cmerwatch_web import errors as web_errors
 from cmerwatch_web.api import arrivals, bodies, metrics, schemas, times
@@ -105,7 +118,7 @@ def _result(result: Result) -> dict[str, Any]:
 @router.get("/events/{event_id}")
 def get_event(event_id: uuid.UUID, principal: deps.MayRead, session: deps.Session) -> JSONResponse:
     """One event with its check, decision and review; each is null until it exists."""
-    return JSONResponse(whole(event_views.get(session, principal.project_id, event_id)))
+    return JSONResponse(seen_by(session, principal, event_views.get(session, principal.project_id, event_id)))
 
 
 @router.get("/events")
@@ -123,6 +136,11 @@ def find_events(
     cursor: Annotated[str | None, Query(max_length=64)] = None,
 ) -> JSONResponse:
     """Newest first. Also filters by endpoint, prompt_type, customer, model, model_version and environment."""
+    is_kept = blindness.keeps(session, principal, None)
+    if is_kept and (flagged is not None or outcome is not None):
+        raise errors.Forbidden(
+            "Reviews are blind in this project: for reviewers events are not filtered by `flagged` or `outcome`."
+        )
     known = ("event_id", "flagged", "outcome", "state", "from", "to", "limit", "cursor", *shapes.DIMENSIONS)
     require_known(request, known)
     require_one_of("outcome", outcome, shapes.OUTCOMES)
@@ -137,7 +155,8 @@ def find_events(
         end=times.moment(to, "to"),
     )
     page = event_views.find(session, principal.project_id, wanted, cursor, limit)
-    return JSONResponse({"rows": [_thin(row) for row in page.rows], "next_cursor": page.next_cursor})
+    rows = [_thin(row) | (dict.fromkeys(_CHECKED) if is_kept else {}) for row in page.rows]
+    return JSONResponse({"rows": rows, "next_cursor": page.next_cursor})
 
 
 def dimensions(request: Request) -> dict[str, str]:
@@ -178,6 +197,28 @@ def _thin(row: event_views.EventRow) -> dict[str, Any]:
         "score": row.score,
         "flagged": row.flagged,
     }
+
+
+# Of a thin row, what the checker said or what its decision rests on.
+_CHECKED = ("outcome", "confidence", "similarity", "score", "flagged")
+
+# Of a whole event, what is left in blind reviews: the picture, the text, and where they came from. A list of what is
+# kept away would miss the field that somebody adds; metadata may hold the app's own scores.
+_TOLD = (
+    *("id", "event_id", "state", "received_at", "occurred_at", "is_late", "request_id", "response_id", "trace_id"),
+    *("images", "prompt", "output", "text_sanitized", "sample_rate", *shapes.DIMENSIONS),
+)
+
+
+def blinded(answer: dict[str, Any]) -> dict[str, Any]:
+    """The same fields, and null for all that is not the picture or the text."""
+    return {name: value if name in _TOLD else None for name, value in answer.items()}
+
+
+def seen_by(session: orm.Session, principal: access.Principal, view: event_views.EventView) -> dict[str, Any]:
+    """A whole event as this person may see it now."""
+    answer = whole(view)
+    return blinded(answer) if blindness.keeps(session, principal, view.review) else answer
 
 
 def whole(view: event_views.EventView) -> dict[str, Any]:
@@ -296,7 +337,7 @@ def _review(view: event_views.EventView) -> dict[str, Any] | None:
     """The verdict's fields are null until there is one that nobody took back."""
     if view.review is None:
         return None
-    said, names = view.verdict, ("verdict", "error_types", "spans", "correction", "note")
+    said, names = view.verdict, ("verdict", "error_types", "spans", "correction", "note", "is_blind")
     return {
         "item": str(view.review.id),
         "kind": view.review.kind,

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends
 from fastapi.responses import JSONResponse, Response
 from sqlalchemy import orm
 
-from cmerwatch import access, event_views, models, reviews
+from cmerwatch import access, blindness, event_views, models, reviews
 from cmerwatch_web import deps
 from cmerwatch_web.api import bodies, events, schemas
 
@@ -149,17 +149,21 @@ _BLIND = ("kind", "priority", "inclusion_probability")
 
 
 def _item(session: orm.Session, principal: access.Principal, item: models.ReviewItem) -> dict[str, Any]:
-    """What _BLIND names, and the event's decision, are null except for leads."""
+    """What _BLIND names, and the event's decision, are null except for leads; with blind reviews everything is that
+    is not the picture or the text."""
     event = events.whole(event_views.get(session, principal.project_id, item.event_id))
     del event["review"]
     is_lead = principal.may("lead")
-    if not is_lead:
+    is_blind = not is_lead and blindness.is_on(session, principal.project_id)
+    if is_blind:
+        event = events.blinded(event)
+    elif not is_lead:
         event["decision"] = None
     return {
         "id": str(item.id),
         "state": item.state,
         "created_at": item.created_at.isoformat(),
-        "reasons": item.reasons,
+        "reasons": None if is_blind else item.reasons,
         **{name: getattr(item, name) if is_lead else None for name in _BLIND},
         "event": event,
     }
@@ -170,5 +174,5 @@ def _state(item: models.ReviewItem) -> JSONResponse:
 
 
 def _review(review: models.Review) -> dict[str, Any]:
-    names = ("verdict", "error_types", "spans", "correction", "note", "seconds")
+    names = ("verdict", "error_types", "spans", "correction", "note", "seconds", "is_blind")
     return {"id": str(review.id), **{name: getattr(review, name) for name in names}}

@@ -23,6 +23,7 @@ from cmerwatch_web.console import (
     sink,
     throttle,
     users,
+    visibility,
 )
 
 router = fastapi.APIRouter(include_in_schema=False, dependencies=[Depends(pages.refuse_foreign_forms)])
@@ -43,6 +44,7 @@ for part in (
     audit,
     policies,
     channels,
+    visibility,
     sink,
 ):
     router.include_router(part.router)

@@ -12,7 +12,7 @@ from sqlalchemy import orm
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from cmerwatch import access, errors, event_views, fetches, policies
+from cmerwatch import access, blindness, errors, event_views, fetches, policies
 from cmerwatch.event_views import EventFilter, EventRow, EventView
 from cmerwatch.shapes import DIMENSIONS, Slice
 from cmerwatch_web import deps
@@ -30,6 +30,7 @@ SHOWN: dict[str, tuple[str, dict[str, Any]]] = {
     "unscorable": ("Not scorable", {"outcome": "unscorable"}),
     "invalid_image": ("Unreadable picture", {"outcome": "invalid_image"}),
 }
+UNCHECKED = ("all", "waiting", "quarantined")  # tabs that tell nothing of what the checker said
 PAGE = 40
 
 
@@ -41,8 +42,10 @@ def list_events(request: Request, session: auth.Session, viewer: auth.Viewer) ->
         return RedirectResponse(f"/events/{found}", 303)
     view = views.read(query)
     show = query.get("show", "all")
-    if show not in SHOWN:
-        raise errors.Invalid(f"`show` must be one of {', '.join(SHOWN)}.", field="show")
+    is_kept = blindness.keeps(session, viewer, None)
+    shown = {name: SHOWN[name] for name in UNCHECKED} if is_kept else SHOWN
+    if show not in shown:
+        raise errors.Invalid(f"`show` must be one of {', '.join(shown)}.", field="show")
     wanted = EventFilter(dimensions=view.chosen, start=view.start, end=view.end, **SHOWN[show][1])
     page = event_views.find(session, viewer.project_id, wanted, query.get("cursor"), PAGE)
     # A window such as "8 days" moves on with the clock; the next page keeps the ends of this one.
@@ -54,7 +57,8 @@ def list_events(request: Request, session: auth.Session, viewer: auth.Viewer) ->
         viewer=viewer,
         view=view,
         show=show,
-        shown=SHOWN,
+        shown=shown,
+        is_kept=is_kept,
         rows=[(row, words.explain(_judged_row(row))) for row in page.rows],
         older=older,
         is_first="cursor" not in query,
@@ -92,6 +96,9 @@ def show_event(
     request: Request, session: auth.Session, viewer: auth.Viewer, store: deps.Blobs, event_id: uuid.UUID
 ) -> Response:
     found = event_views.get(session, viewer.project_id, event_id)
+    is_kept = blindness.keeps(session, viewer, found.review)
+    if is_kept:
+        found = replace(found, check=None, checker=None, decision=None, judgement=None, verdict=None)
     body = found.body
     parts = passages.cut(body.output, found.check.claims if found.check else [])
     weakest = passages.weakest(parts)
@@ -102,10 +109,11 @@ def show_event(
         "event.html",
         viewer=viewer,
         found=found,
-        verdict=words.explain(replace(judged(found), cosine=cosine)),
+        is_kept=is_kept,
+        verdict=words.KEPT if is_kept else words.explain(replace(judged(found), cosine=cosine)),
         passages=passages.marked(parts, weakest),
         claims=weakest,
-        opinions=opinions(found),
+        opinions=words.opinions(found),
         judge_says=words.judge(found.judgement),
         tokens=passages.strip(body.tokens, body.logprobs),
         hidden_tokens=max(0, len(body.tokens or ()) - passages.TOKENS_SHOWN),
@@ -116,13 +124,6 @@ def show_event(
         compared="Score" if cosine is None else "Similarity",
         **_gauges(found, cosine),
     )
-
-
-def opinions(found: EventView) -> dict[int, float]:
-    """The judge's P(yes) by the number of the claim: only the weakest were asked about."""
-    said = {(one["start"], one["end"]): one["p_yes"] for one in (found.judgement.claims if found.judgement else [])}
-    claims = found.check.claims if found.check else []
-    return {i: said[at] for i, one in enumerate(claims, 1) if (at := (one["start"], one["end"])) in said}
 
 
 def judged(found: EventView) -> words.Judged:
@@ -168,7 +169,7 @@ def _gauges(found: EventView, cosine: float | None) -> dict[str, Any]:
 @router.get("/events/{event_id}/json")
 def show_json(session: auth.Session, viewer: auth.Viewer, event_id: uuid.UUID) -> JSONResponse:
     """What the API answers, for someone who has a session and no key."""
-    answer = api_events.whole(event_views.get(session, viewer.project_id, event_id))
+    answer = api_events.seen_by(session, viewer, event_views.get(session, viewer.project_id, event_id))
     if answer["review"] and not review_page.may_know_why(viewer):
         answer["review"]["kind"] = None
     return JSONResponse(answer)

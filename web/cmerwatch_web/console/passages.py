@@ -66,6 +66,11 @@ def cut(output: str, claims: Sequence[Mapping[str, Any]]) -> list[Passage]:
     return made
 
 
+def claims(rows: Sequence[Mapping[str, Any]]) -> list[Claim]:
+    """In the order of the check, numbered from 1 as everywhere."""
+    return [_claim(number, row) for number, row in enumerate(rows, 1)]
+
+
 def _claim(number: int, row: Mapping[str, Any]) -> Claim:
     return Claim(
         number, row["similarity"], row.get("percentile"), row.get("statement"), bool(row.get("negated", False))

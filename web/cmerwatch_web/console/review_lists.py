@@ -78,6 +78,7 @@ def show_history(request: Request, session: auth.Session, viewer: Reviewer) -> R
         everybody=everybody,
         is_lead=is_lead,
         outputs=review_queue.outputs(session, viewer.project_id, [act.review.event_id for act in acts]),
+        checked=review_queue.checked(session, viewer.project_id, [act.review.event_id for act in acts]),
         verdicts=review_form.VERDICTS,
         error_types=review_form.ERROR_TYPES,
         shown=SHOWN,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -11,7 +12,7 @@ from sqlalchemy import orm
 from starlette.requests import Request
 from starlette.responses import Response
 
-from cmerwatch import access, blobs, errors, event_views, models, review_leases, reviews
+from cmerwatch import access, blindness, blobs, errors, event_views, models, review_leases, reviews
 from cmerwatch.event_views import EventView
 from cmerwatch_web import charts
 from cmerwatch_web.console import pages, passages, review_form, review_queue, review_text, words
@@ -30,11 +31,13 @@ def show(
     """The page of one item, also of one that somebody else holds. Raises NotFound for another project's.
 
     A refusal is shown above the form, which keeps the draft; without a draft the form starts as the reviewer left it
-    when they undid their answer, else empty.
+    when they undid their answer, else empty. With blind reviews nothing of the checker's is on the page until the item
+    is answered, for whomever.
     """
     item = _item(session, viewer, item_id)
     found = event_views.get(session, viewer.project_id, item.event_id)
     held = next((one for one in reviews.held(session, viewer) if one.item.id == item_id), None)
+    is_blind = item.state != "done" and blindness.is_on(session, viewer.project_id)
     if draft is None:
         undone = review_queue.taken_back(session, viewer, item_id)
         draft = review_form.of_review(undone) if undone is not None else Draft()
@@ -55,7 +58,9 @@ def show(
         mine=review_queue.mine_today(session, viewer),
         undoable=review_queue.undoable(session, viewer),
         earlier=_earlier(session, viewer, item),
-        **_evidence(session, viewer, store, item, found),
+        found=found,
+        pictures=[store.get_display(viewer.project_id, sha256) is not None for sha256 in found.event.images],
+        **(_blind(viewer, found) if is_blind else _evidence(session, item, found)),
         **_choices(),
     )
 
@@ -84,24 +89,49 @@ def output(session: orm.Session, viewer: access.Principal, item_id: uuid.UUID) -
     return event_views.get(session, viewer.project_id, _item(session, viewer, item_id).event_id).body.output
 
 
-def _evidence(
-    session: orm.Session, viewer: access.Principal, store: blobs.BlobStore, item: models.ReviewItem, found: EventView
-) -> dict[str, Any]:
+def _blind(viewer: access.Principal, found: EventView) -> dict[str, Any]:
+    """The text with its sentences, which are but places to mark, and whether the verdict will count as blind."""
+    claims = found.check.claims if found.check else ()
+    return {
+        "is_blind": True,
+        "is_bound": blindness.binds(viewer),
+        "stretches": review_text.weave(found.body.output, review_text.untinted(claims)),
+    }
+
+
+def _evidence(session: orm.Session, item: models.ReviewItem, found: EventView) -> dict[str, Any]:
     body, check = found.body, found.check
     unsure = review_text.unsure(body.output, body.tokens, body.logprobs)
     key = (item.event_id, item.checker_id, item.policy_version)
     decision = session.get(models.DecisionRow, key) or found.decision
     return {
-        "found": found,
+        "is_blind": False,
+        "reasons": item.reasons,
+        "check": check,
+        "opinions": _opinions(found),
+        "judge_says": words.judge(found.judgement),
         "stretches": review_text.weave(body.output, check.claims if check else (), unsure or ()),
         "unplaced": passages.strip(body.tokens, body.logprobs) if unsure is None else [],
-        "pictures": [store.get_display(viewer.project_id, sha256) is not None for sha256 in found.event.images],
         "decision": decision,
         "fit": _fit(found),
         "confidence_gauge": decision and words.confidence_gauge(found.event.geo_p, decision.conf_threshold),
         "score_gauge": decision and check and words.score_gauge(check.score, decision.sim_threshold),
         "confidence_status": words.CONFIDENCE_STATUS.get(found.event.confidence_status, found.event.confidence_status),
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Opinion:
+    """What the judge said of one sentence, beside what the checker did; neither is reckoned into the other."""
+
+    claim: passages.Claim
+    p_yes: float
+
+
+def _opinions(found: EventView) -> list[Opinion]:
+    said = words.opinions(found)
+    claims = passages.claims(found.check.claims) if found.check else []
+    return [Opinion(claim, said[claim.number]) for claim in claims if claim.number in said]
 
 
 def _fit(found: EventView) -> str | None:
@@ -149,10 +179,11 @@ def card(session: orm.Session, viewer: access.Principal, item: models.ReviewItem
     """What the event's own page says of its review; who said what is for leads."""
     is_lead = viewer.may("lead")
     can_take = viewer.may("review") and _can_take(session, viewer, item)
+    is_kept = blindness.keeps(session, viewer, item)
     said = {"done": "", "escalated": "Escalated: it waits for a lead.", "open": "It waits in the queue."}
     return {
         "kind": item.kind if may_know_why(viewer) else None,
-        "acts": review_queue.acts(session, viewer.project_id, item.event_id),
+        "acts": [] if is_kept else review_queue.acts(session, viewer.project_id, item.event_id),
         "is_named": is_lead,
         "can_take": can_take,
         "said": said.get(

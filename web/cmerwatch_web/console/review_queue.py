@@ -12,6 +12,7 @@ from sqlalchemy import orm
 from starlette.requests import Request
 
 from cmerwatch import access, ids, models, review_leases, reviews
+from cmerwatch_web.console.words import number
 
 COUNTED = 1000  # the number in the navigation is read on every page, so it stops counting here
 AHEAD = 3  # pictures fetched before their item is claimed: as many as other reviewers may take in the meantime
@@ -157,6 +158,22 @@ def outputs(session: orm.Session, project_id: uuid.UUID, event_ids: Sequence[uui
         .where(body.id.in_(event_ids), models.Event.project_id == project_id)
     )
     return {event_id: output for event_id, output in session.execute(found)}
+
+
+_SAID = sa.text(
+    """
+    SELECT i.event_id, c.score, d.flagged FROM review_items i
+    JOIN checks c ON (c.event_id, c.checker_id) = (i.event_id, i.checker_id)
+    JOIN decisions d ON (d.event_id, d.checker_id, d.policy_version) = (i.event_id, i.checker_id, i.policy_version)
+    WHERE i.project_id = :project AND i.event_id = ANY(:events) AND i.state = 'done'
+    """
+)
+
+
+def checked(session: orm.Session, project_id: uuid.UUID, event_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, str]:
+    """What the checker said of the events that have their verdict, in a few words: nothing before."""
+    rows = session.execute(_SAID, {"project": project_id, "events": list(event_ids)})
+    return {row.event_id: f"{'flagged' if row.flagged else 'not flagged'}, score {number(row.score)}" for row in rows}
 
 
 def last_on_each(acts: Sequence[reviews.Act], viewer: access.Principal, since: dt.datetime) -> set[uuid.UUID]:

@@ -56,6 +56,11 @@ def weave(output: str, claims: Sequence[Mapping[str, Any]], unsure: Sequence[Uns
     return made
 
 
+def untinted(claims: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The places of the claims alone: alike in all that the checker said of them."""
+    return [{"start": one["start"], "end": one["end"], "similarity": 0.0} for one in claims]
+
+
 @dataclass(frozen=True, slots=True)
 class Sentence:
     """A stretch to mark as wrong without a script: one that was checked, or one that is marked already."""

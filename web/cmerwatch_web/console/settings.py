@@ -30,6 +30,7 @@ class Section:
 
 SECTIONS = (
     Section("/settings/policies", "Policies", "read"),
+    Section("/settings/reviews", "Reviews", "lead"),
     Section("/settings/channels", "Channels", "alerts"),
     Section("/settings/keys", "Keys", "admin"),
     Section("/settings/people", "People", "admin"),
