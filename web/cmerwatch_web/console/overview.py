@@ -53,6 +53,7 @@ def overview(request: Request, session: auth.Session, viewer: auth.Viewer) -> Re
     bucket = series.bucket(view)[0]
     counts = _read(session, viewer, view, bucket, "model_version")
     total = series.add(counts, view.start)
+    checker = cmer_series.current_checker(session, viewer.project_id)
     context: dict[str, Any] = {
         "viewer": viewer,
         "view": view,
