@@ -117,11 +117,17 @@ def find(
     return Page(rows, str(last.id) if last else None)
 
 
-def open_ones(session: orm.Session, project_id: uuid.UUID, limit: int = 100) -> list[Row]:
-    """What fires, the most severe and then the newest first."""
+def incidents(session: orm.Session, project_id: uuid.UUID, limit: int = 300) -> list[list[Row]]:
+    """What fires, by group: the most severe and then the newest first; in each the row that leads, then the broadest.
+
+    Of more than `limit` alerts the newest.
+    """
     statement = _episodes(project_id).where(models.Alert.resolved_at.is_(None)).order_by(models.Alert.id.desc())
-    rows = _rows(session, project_id, session.execute(statement.limit(limit)).all())
-    return sorted(rows, key=lambda row: -alert_rules.SEVERITIES.index(row.severity))
+    found: dict[uuid.UUID | None, list[Row]] = {}
+    for row in _rows(session, project_id, session.execute(statement.limit(limit)).all()):
+        found.setdefault(row.group_id, []).append(row)
+    groups = [sorted(rows, key=lambda row: (not row.leads, len(row.slice), row.slice_key)) for rows in found.values()]
+    return sorted(groups, key=lambda rows: -alert_rules.SEVERITIES.index(rows[0].severity))
 
 
 def standings(session: orm.Session, project_id: uuid.UUID, *states: str, limit: int = 200) -> list[Row]:

@@ -410,6 +410,45 @@ def test_a_critical_alert_and_the_warning_of_its_slice_share_a_card(
     assert page.index("the page") < page.index("Also over its line here") < page.index("the warning")
 
 
+def test_an_incident_is_one_row_that_opens_to_its_slices(
+    console: TestClient, session: orm.Session, project: models.Project
+) -> None:
+    fire(session, project, scopes=("project", "endpoint", "model_version"))
+    page = console.get("/alerts").text
+    assert page.count('<article class="card alert') == 1
+    assert "and 4 more slices" in page
+    for alert in watched.episodes(session, project.id):
+        assert f'href="/alerts/{alert.id}"' in page
+    assert re.search(r'Alerts <span class="count hot">1<', page)
+
+
+def test_an_alert_page_links_every_slice_of_its_incident_and_shows_its_messages(
+    console: TestClient, session: orm.Session, project: models.Project
+) -> None:
+    watched.channel(session, project.id, name="on-call")
+    fire(session, project, scopes=("project", "endpoint"))
+    leader, *others = watched.episodes(session, project.id)
+    page = console.get(f"/alerts/{others[0].id}").text
+    assert "The same incident" in page
+    assert all(f'href="/alerts/{one.id}"' in page for one in (leader, *others[1:]))
+    assert "on-call" in page[page.index("Messages of the incident") :]
+
+
+def test_an_alert_alone_shows_no_incident(console: TestClient, session: orm.Session, project: models.Project) -> None:
+    alert = fire(session, project)
+    assert "The same incident" not in console.get(f"/alerts/{alert.id}").text
+
+
+def test_a_warning_elsewhere_has_a_card_of_its_own(
+    console: TestClient, session: orm.Session, project: models.Project
+) -> None:
+    watched.rule(session, project.id, name="the warning", severity="warning", threshold=0.1, scopes=("endpoint",))
+    fire(session, project, name="the page", severity="critical", threshold=0.5, scopes=("endpoint",))
+    page = console.get("/alerts").text
+    assert page.count('<article class="card alert') == 2
+    assert page.count("Also over its line here") == 1
+
+
 def test_of_many_that_fire_at_once_the_first_have_charts_and_all_are_listed(
     console: TestClient, session: orm.Session, project: models.Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,18 @@ from sqlalchemy import orm
 from starlette.requests import Request
 from starlette.responses import Response
 
-from cmerwatch import access, alert_episodes, alert_rules, alert_views, cmer_series, errors, intervals, models, silences
+from cmerwatch import (
+    access,
+    alert_episodes,
+    alert_groups,
+    alert_rules,
+    alert_views,
+    cmer_series,
+    errors,
+    intervals,
+    models,
+    silences,
+)
 from cmerwatch.alert_views import Message, Row
 from cmerwatch.shapes import Notice
 from cmerwatch_web import alert_charts, charts
@@ -39,7 +50,8 @@ Text = Annotated[str, Form(max_length=20_000)]
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """One episode as a page shows it: its row, the words and links of its message, its chart, its last messages."""
+    """One incident as a page shows it: the slice that leads, the words and links of its message, its chart, its last
+    messages, and the other slices that fire with it."""
 
     row: Row
     notice: Notice | None
@@ -48,7 +60,18 @@ class Card:
     view: View
     link: str
     events_link: str
-    also: list[Row] = field(default_factory=list)  # of the same slice, and no more severe
+    others: list[Row] = field(default_factory=list)
+    also: list[list[Row]] = field(default_factory=list)  # incidents of the same trouble that are no more severe
+
+    def as_open(self) -> alert_groups.Open:
+        rows = [self.row, *self.others]
+        return alert_groups.Open(self.row.group_id or uuid.UUID(int=0), self.row.since, [row.slice for row in rows])
+
+    def covers(self, rows: list[Row]) -> bool:
+        """Whether a message of this one spares its channels those."""
+        own, other = self.row.rule, rows[0].rule
+        is_alike = (own.metric, own.kind == "no_data") == (other.metric, other.kind == "no_data")
+        return is_alike and all(alert_groups.covered(row.slice, row.since, self.as_open()) for row in rows)
 
 
 def firing(request: Request, viewer: access.Principal) -> str:
@@ -96,15 +119,17 @@ def list_episodes(request: Request, session: auth.Session, viewer: auth.Viewer) 
 
 
 def _cards(session: orm.Session, viewer: access.Principal) -> list[Card]:
-    """One per slice and what is wrong with it: a warning stands within the critical alert it repeats."""
-    found: dict[tuple[str, str, bool], Card] = {}
-    for row in alert_views.open_ones(session, viewer.project_id):
-        key = (row.slice_key, row.rule.metric, row.rule.kind == "no_data")
-        if key in found:
-            found[key].also.append(row)
-        else:
-            found[key] = card(session, viewer, row, with_chart=len(found) < CHARTED)
-    return list(found.values())
+    """One per incident: a warning stands within the critical one that it repeats."""
+    found: list[Card] = []
+    for rows in alert_views.incidents(session, viewer.project_id):
+        within = next((one for one in found if one.covers(rows)), None)
+        if within is not None:
+            within.also.append(rows)
+            continue
+        made = card(session, viewer, rows[0], with_chart=len(found) < CHARTED)
+        made.others.extend(rows[1:])
+        found.append(made)
+    return found
 
 
 def card(
@@ -308,12 +333,14 @@ def end_silence(session: auth.Session, viewer: Silencing, silence: uuid.UUID, ba
 def show_alert(request: Request, session: auth.Session, viewer: auth.Viewer, alert: uuid.UUID) -> Response:
     row = alert_views.get(session, viewer.project_id, alert)
     assert row.alert is not None
+    together = alert_views.find(session, viewer.project_id, group=row.group_id, limit=MOST_STANDING).rows
     return pages.render(
         request,
         "alert.html",
         viewer=viewer,
         card=card(session, viewer, row, height=180, with_axes=True),
         history=alert_views.transitions(session, row.alert),
+        together=together if len(together) > 1 else [],
         durations=DURATIONS,
         done=settings.done(request, DONE),
     )
