@@ -15,9 +15,9 @@ from cmerwatch import errors, intervals, models
 from cmerwatch.cmer import Rate
 from cmerwatch.shapes import COUNTS, DIMENSIONS
 
-_HISTOGRAMS = (("sim_hist", intervals.SIM_BINS), ("score_hist", intervals.SCORE_BINS))
+_GRAINS = {86_400: "1d", 3600: "1h", 300: "5m"}
 # What depends on thresholds; everything else is the same under every policy version.
-_DECIDED = ("n", "flagged", "low", "low_unconfirmed", "score_hist")
+_DECIDED = ("n", "flagged", "low", "low_unconfirmed")
 WIDTHS = {"5m": 300, "1h": 3600, "1d": 86_400, "all": 0}
 DEFAULT_WINDOW = dt.timedelta(days=8)
 
@@ -40,7 +40,6 @@ class CmerRow:
     waiting: int
     quarantined: int
     sim_hist: list[int]
-    score_hist: list[int]
 
     @property
     def cmer(self) -> Rate:
@@ -102,39 +101,95 @@ def query(
     checker_id: int | None = None,
     policy_version: int | None = None,
     histograms: bool = True,
+    most: int | None = None,
 ) -> list[CmerRow]:
     """Rows ordered by start and group; bucket "all" gives one row per group. Buckets are UTC by received_at.
 
-    start is rounded down and end up to whole buckets of the table read (5 minutes; whole hours for "1h" and "1d").
-    Without a checker the current one is read. Without a policy version each output counts as it was decided when it
-    was checked, under the version in force then, or as it was decided again since: a new version changes what follows
-    and blanks nothing, and `policies.changes` says where a window holds more than one. With a version, only its own
-    decisions count, and what it did not decide is `undecided`.
-    Summing histograms is nine tenths of the work: who needs no quartiles says so, and gets empty ones.
+    start is rounded down and end up to whole buckets of the finest table read (5 minutes; whole hours for "1h" and
+    "1d"). Without a checker the current one is read. Without a policy version each output counts as it was decided when
+    it was checked, under the version in force then, or as it was decided again since: a new version changes what
+    follows and blanks nothing, and `policies.changes` says where a window holds more than one. With a version, only its
+    own decisions count, and what it did not decide is `undecided`. Who needs no quartiles asks for no histograms, and
+    gets empty ones. Of more than `most` rows only the first `most` are read.
     """
     filters = dict(filters or {})
     _require_known(bucket, group_by, filters)
     if checker_id is None:
         found = current_checker(session, project_id)
         checker_id = found.id if found else None
-    whole_hours = floor(start, 3600) == start and floor(end, 3600) == end
-    table = "rollups_1h" if bucket in ("1h", "1d") or (bucket == "all" and whole_hours) else "rollups_5m"
-    grain = 3600 if table == "rollups_1h" else 300
+    finest = 3600 if bucket in ("1h", "1d") else 300
     again = policy_version or redecided_under(session, project_id)
+    asked = _Asked(
+        bucket=bucket,
+        group_by=tuple(group_by),
+        filters=tuple(filters),
+        pieces=_pieces(floor(start, finest), _ceil(end, finest), WIDTHS[bucket] or 86_400),
+        own="policy_version = :policy" if policy_version is not None else "policy_version >= :again" if again else "",
+    )
     values: dict[str, Any] = {
         "project": project_id,
-        "start": floor(start, grain),
-        "end": _ceil(end, grain),
+        "start": floor(start, finest),
+        "end": _ceil(end, finest),
         "width": WIDTHS[bucket],
         "checker": checker_id,
         "policy": policy_version,
         "again": again,
+        "most": most,
         **{f"dim_{name}": value for name, value in filters.items()},
+        **asked.ends(),
     }
-    own = "policy_version = :policy" if policy_version is not None else "policy_version >= :again" if again else ""
-    statement = _sql(table, bucket, group_by, filters, histograms, own)
-    rows = session.execute(sa.text(statement), values).all()
-    return [_row(row, group_by) for row in rows]
+    if not asked.pieces:
+        return []
+    bins = _filled(session, values, asked) if histograms else range(0)
+    rows = session.execute(sa.text(_sql(asked, bins)), values).all()
+    return [_row(row, group_by, bins) for row in rows]
+
+
+Piece = tuple[dt.datetime, dt.datetime, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What decides how a statement reads. `own`: which rows' decisions count, where not all do; then those made again
+    are read beside the live ones. `pieces`: [from, to) in seconds of the grain to read there."""
+
+    bucket: str
+    group_by: tuple[str, ...]
+    filters: tuple[str, ...]
+    pieces: list[Piece]
+    own: str
+
+    def ends(self) -> dict[str, dt.datetime]:
+        """The bound ends of each piece."""
+        made: dict[str, dt.datetime] = {}
+        for i, (low, high, _) in enumerate(self.pieces):
+            made |= {f"f_{i}": low, f"t_{i}": high}
+        return made
+
+    @property
+    def margin(self) -> str | None:
+        """The one dimension asked about, '' for none, None where rows by slice are needed."""
+        names = {*self.group_by, *self.filters}
+        return None if len(names) > 1 else "".join(names)
+
+
+def _pieces(start: dt.datetime, end: dt.datetime, widest: int) -> list[Piece]:
+    """The window in the widest buckets that fit: whole days, whole hours on either side, the rest in 5 minutes."""
+    for seconds in _GRAINS:
+        low, high = _ceil(start, seconds), floor(end, seconds)
+        if seconds <= widest and low < high:
+            around = _pieces(start, low, widest), _pieces(high, end, widest)
+            return [*around[0], (low, high, seconds), *around[1]]
+    return []
+
+
+def _filled(session: orm.Session, values: dict[str, Any], asked: _Asked) -> range:
+    """The bins of similarity that anything of the project fell into: a fifth of them, so summing takes a fifth."""
+    whole = _Asked("all", (), (), _pieces(values["start"], values["end"], 86_400), "")
+    lows, highs = "min(array_lower(sim_hist, 1))", "max(array_upper(sim_hist, 1))"
+    statement = f"SELECT {lows}, {highs} FROM {_source(whole)}"
+    low, high = session.execute(sa.text(statement), values | whole.ends()).one()
+    return range(low, high + 1) if low is not None else range(0)
 
 
 def _require_known(bucket: str, group_by: Sequence[str], filters: Mapping[str, str]) -> None:
@@ -157,36 +212,22 @@ def _ceil(at: dt.datetime, seconds: int) -> dt.datetime:
     return low if low == at else low + dt.timedelta(seconds=seconds)
 
 
-def _sql(
-    table: str,
-    bucket: str,
-    group_by: Sequence[str],
-    filters: Mapping[str, str],
-    histograms: bool,
-    own: str,
-) -> str:
-    """Built from our own column and table names only; every value is bound.
-
-    `own`: which rows' decisions count, where not all do; then those made again are read beside the live ones.
-    """
+def _sql(asked: _Asked, bins: range) -> str:
+    """Built from our own column and table names only; every value is bound."""
     start = (
         "CAST(:start AS timestamptz)"
-        if bucket == "all"
+        if asked.bucket == "all"
         else "date_bin(make_interval(secs => :width), bucket, timestamptz '2000-01-01 00:00Z')"
     )
-    dims = "".join(f", {name}" for name in group_by)
-    where = "".join(f" AND {name} = :dim_{name}" for name in filters)
+    dims = "".join(f", {name}" for name in asked.group_by)
+    where = "".join(f" AND {name} = :dim_{name}" for name in asked.filters)
     keys = f"start{dims}"
-    sums = ", ".join(f"{_sum(name, own)}::int AS {name}" for name in COUNTS)
-    hists = ", ".join(
-        f"{_bin_by_bin(*one, own) if histograms else 'CAST(NULL AS int[])'} AS {one[0]}" for one in _HISTOGRAMS
-    )
+    sums = ", ".join(f"{_sum(name, asked.own)}::int AS {name}" for name in COUNTS)
+    hist = ", ".join(_sum(f"sim_hist[{at}]", asked.own) for at in bins)
     return f"""
         WITH done AS (
-            SELECT {start} AS start{dims}, {sums}, {hists}
-            FROM {_both(table) if own else table}
-            WHERE project_id = :project AND bucket >= :start AND bucket < :end
-                AND (CAST(:checker AS int) IS NULL OR checker_id = :checker){where}
+            SELECT {start} AS start{dims}, {sums}, ARRAY[{hist}]::int[] AS sim_hist
+            FROM {_source(asked)}
             GROUP BY {keys}
         ), open AS (
             SELECT {start} AS start{dims}, count(*) FILTER (WHERE state <> 9)::int AS waiting,
@@ -195,19 +236,36 @@ def _sql(
             GROUP BY {keys}
         )
         SELECT {keys}, {", ".join(f"coalesce({name}, 0) AS {name}" for name in (*COUNTS, "waiting", "quarantined"))},
-            sim_hist, score_hist
-        FROM done FULL JOIN open USING ({keys}) ORDER BY {keys}
+            sim_hist
+        FROM done FULL JOIN open USING ({keys}) ORDER BY {keys} LIMIT :most
     """
 
 
-def _both(table: str) -> str:
-    """The live rows and, of one version, those decided again; the planner pushes the window into both."""
-    columns = ", ".join(("project_id", "bucket", *DIMENSIONS, "checker_id", "policy_version", *COUNTS))
-    columns += ", sim_hist, score_hist"
-    return (
-        f"(SELECT {columns}, true AS is_live FROM {table} UNION ALL SELECT {columns}, false "
-        f"FROM {table.replace('rollups', 'redecided')} WHERE policy_version = :again) AS both_kinds"
-    )
+def _source(asked: _Asked) -> str:
+    """The rows to add up: margins where one dimension is asked about or none, as many as there are values; else rows by
+    slice."""
+    kinds = [("rollups", "true"), ("redecided", "false")] if asked.own else [("rollups", "true")]
+    read = [_read(asked, kind, is_live, i) for kind, is_live in kinds for i in range(len(asked.pieces))]
+    return f"({' UNION ALL '.join(read)}) AS counted"
+
+
+def _read(asked: _Asked, kind: str, is_live: str, i: int) -> str:
+    """One piece of the window, of the live rows or of those decided again under one version."""
+    of, where = asked.margin, [f"project_id = :project AND bucket >= :f_{i} AND bucket < :t_{i}"]
+    grain = _GRAINS[asked.pieces[i][2]]
+    dims = ", ".join(asked.group_by)
+    if of is None:
+        table = f"{kind}_{grain}"
+        where += [f"{name} = :dim_{name}" for name in asked.filters]
+    else:
+        table = f"margins_{grain}"
+        where += [f"dimension = '{of}'", f"again = {'false' if is_live == 'true' else 'true'}"]
+        where += [f"value = :dim_{name}" for name in asked.filters]
+        dims = f"value AS {of}" if asked.group_by else ""
+    where += ["(CAST(:checker AS int) IS NULL OR checker_id = :checker)"]
+    where += [] if is_live == "true" else ["policy_version = :again"]
+    columns = ", ".join(filter(None, ("bucket", dims, "policy_version", *COUNTS, "sim_hist", f"{is_live} AS is_live")))
+    return f"SELECT {columns} FROM {table} WHERE {' AND '.join(where)}"
 
 
 def _sum(column: str, own: str) -> str:
@@ -217,21 +275,17 @@ def _sum(column: str, own: str) -> str:
         return f"sum({column})"
     if column == "undecided":
         return f"(sum(scored) FILTER (WHERE is_live) - coalesce(sum(scored - undecided) FILTER (WHERE {own}), 0))"
-    which = own if column.partition("[")[0] in _DECIDED else "is_live"
+    which = own if column in _DECIDED else "is_live"
     return f"coalesce(sum({column}) FILTER (WHERE {which}), 0)"
 
 
-def _bin_by_bin(column: str, bins: int, own: str) -> str:
-    """The sum of histograms: one sum per bin takes a sixth of the time of adding whole arrays (38 400 rows: 0.4 s)."""
-    sums = ", ".join(_sum(f"{column}[{index}]", own) for index in range(1, bins + 1))
-    return f"ARRAY[{sums}]::int[]"
-
-
-def _row(row: sa.Row[Any], group_by: Sequence[str]) -> CmerRow:
+def _row(row: sa.Row[Any], group_by: Sequence[str], bins: range) -> CmerRow:
+    filled = [count or 0 for count in row.sim_hist or ()]
     return CmerRow(
         start=row.start,
         group={name: getattr(row, name) for name in group_by},
         **{name: getattr(row, name) for name in (*COUNTS, "waiting", "quarantined")},
-        sim_hist=row.sim_hist or [0] * intervals.SIM_BINS,
-        score_hist=row.score_hist or [0] * intervals.SCORE_BINS,
+        sim_hist=[0] * (bins.start - 1) + filled + [0] * (intervals.SIM_BINS - bins.stop + 1)
+        if filled
+        else [0] * intervals.SIM_BINS,
     )

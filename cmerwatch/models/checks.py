@@ -127,19 +127,14 @@ class PolicyVersion(Base):
     created_by: orm.Mapped[str]
 
 
-class RollupColumns(Dimensions):
-    """Additive only, so that any two rows of any buckets merge by adding."""
+class Counts:
+    """Additive only, so that any two rows of any buckets merge by adding.
 
-    project_id: orm.Mapped[uuid.UUID] = orm.mapped_column(primary_key=True)
-    bucket: orm.Mapped[dt.datetime] = orm.mapped_column(primary_key=True)
-    endpoint: orm.Mapped[str] = orm.mapped_column(primary_key=True)
-    prompt_type: orm.Mapped[str] = orm.mapped_column(primary_key=True)
-    customer: orm.Mapped[str] = orm.mapped_column(primary_key=True)
-    model: orm.Mapped[str] = orm.mapped_column(primary_key=True)
-    model_version: orm.Mapped[str] = orm.mapped_column(primary_key=True)
-    environment: orm.Mapped[str] = orm.mapped_column(primary_key=True)
-    checker_id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
-    policy_version: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+    The histograms hold the bins from the first to the last that was ever counted, under their own subscripts
+    (`'[251:253]={1,0,2}'`): a slice's cosines fill a tenth of the 400, and rows are read for their counts mostly. A bin
+    outside, or NULL between, is 0; `sum(sim_hist[251])` needs no more.
+    """
+
     scored: orm.Mapped[int] = orm.mapped_column(server_default="0")
     unscorable: orm.Mapped[int] = orm.mapped_column(server_default="0")
     invalid_image: orm.Mapped[int] = orm.mapped_column(server_default="0")
@@ -153,7 +148,22 @@ class RollupColumns(Dimensions):
     late_n: orm.Mapped[int] = orm.mapped_column(server_default="0")
     late_flagged: orm.Mapped[int] = orm.mapped_column(server_default="0")
     sim_hist: orm.Mapped[list[int]] = orm.mapped_column(pg.ARRAY(sa.Integer))
+
+
+class RollupColumns(Dimensions, Counts):
+    """One slice in one bucket."""
+
     score_hist: orm.Mapped[list[int]] = orm.mapped_column(pg.ARRAY(sa.Integer))
+    project_id: orm.Mapped[uuid.UUID] = orm.mapped_column(primary_key=True)
+    bucket: orm.Mapped[dt.datetime] = orm.mapped_column(primary_key=True)
+    endpoint: orm.Mapped[str] = orm.mapped_column(primary_key=True)
+    prompt_type: orm.Mapped[str] = orm.mapped_column(primary_key=True)
+    customer: orm.Mapped[str] = orm.mapped_column(primary_key=True)
+    model: orm.Mapped[str] = orm.mapped_column(primary_key=True)
+    model_version: orm.Mapped[str] = orm.mapped_column(primary_key=True)
+    environment: orm.Mapped[str] = orm.mapped_column(primary_key=True)
+    checker_id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+    policy_version: orm.Mapped[int] = orm.mapped_column(primary_key=True)
 
 
 class Rollup5m(RollupColumns, Base):
@@ -166,6 +176,11 @@ class Rollup1h(RollupColumns, Base):
     __table_args__ = ({"postgresql_with": {"fillfactor": 60}},)
 
 
+class Rollup1d(RollupColumns, Base):
+    __tablename__ = "rollups_1d"
+    __table_args__ = ({"postgresql_with": {"fillfactor": 60}},)
+
+
 class Redecided5m(RollupColumns, Base):
     """What one policy version says of outputs that another one had decided. Beside the rollups, never in them: those
     count every output once. Only what depends on thresholds is read from here."""
@@ -175,6 +190,41 @@ class Redecided5m(RollupColumns, Base):
 
 class Redecided1h(RollupColumns, Base):
     __tablename__ = "redecided_1h"
+
+
+class Redecided1d(RollupColumns, Base):
+    __tablename__ = "redecided_1d"
+
+
+class MarginColumns(Counts):
+    """The sum over all slices that share one value of one dimension; over all there are where `dimension` is ''.
+
+    What most charts and tables read: as many rows as the dimension has values, however many slices these make.
+    `again`: the sum of the redecided rows, beside that of the rollups.
+    """
+
+    project_id: orm.Mapped[uuid.UUID] = orm.mapped_column(primary_key=True)
+    dimension: orm.Mapped[str] = orm.mapped_column(primary_key=True)
+    bucket: orm.Mapped[dt.datetime] = orm.mapped_column(primary_key=True)
+    value: orm.Mapped[str] = orm.mapped_column(primary_key=True)
+    checker_id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+    policy_version: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+    again: orm.Mapped[bool] = orm.mapped_column(primary_key=True)
+
+
+class Margin5m(MarginColumns, Base):
+    __tablename__ = "margins_5m"
+    __table_args__ = ({"postgresql_with": {"fillfactor": 60}},)
+
+
+class Margin1h(MarginColumns, Base):
+    __tablename__ = "margins_1h"
+    __table_args__ = ({"postgresql_with": {"fillfactor": 60}},)
+
+
+class Margin1d(MarginColumns, Base):
+    __tablename__ = "margins_1d"
+    __table_args__ = ({"postgresql_with": {"fillfactor": 60}},)
 
 
 class Redecision(Base):

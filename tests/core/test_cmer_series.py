@@ -214,7 +214,7 @@ def test_a_new_policy_blanks_nothing_each_output_counts_as_it_was_decided(
     lay(session, project, now, 0.1, 3)
     [both] = whole(session, project, now)
     assert (both.cmer, both.uer, both.scored, both.undecided) == (Rate(3, 5), Rate(3, 5), 5, 0)
-    assert (both.accepted, both.coverage, sum(both.score_hist)) == (5, 1.0, 5)
+    assert (both.accepted, both.coverage, sum(both.sim_hist)) == (5, 1.0, 5)
 
 
 def test_a_version_that_is_named_counts_its_own_decisions_and_coverage_stays_whole(
@@ -227,7 +227,7 @@ def test_a_version_that_is_named_counts_its_own_decisions_and_coverage_stays_who
     assert (first.cmer, second.cmer) == (Rate(0, 2), Rate(3, 3))
     assert (first.undecided, second.undecided) == (3, 2)
     assert (first.uer, second.uer) == (Rate(0, 2), Rate(3, 3))
-    assert (sum(first.score_hist), sum(second.score_hist), sum(second.sim_hist)) == (2, 3, 5)
+    assert sum(first.sim_hist) == sum(second.sim_hist) == 5
     assert first.coverage == second.coverage == 1.0
     [third] = whole(session, project, now, policy_version=3)
     assert (third.cmer, third.accepted, third.undecided) == (Rate(0, 0), 5, 5)

@@ -63,7 +63,7 @@ def test_history_is_decided_again_and_both_versions_stay_readable(
     now = window(session, project.id)
     assert (now.cmer, now.uer, now.low_unconfirmed) == (Rate(11, 14), Rate(13, 16), 2)
     assert (now.scored, now.accepted, now.coverage, now.undecided) == (16, 16, 1.0, 0)
-    assert (sum(now.sim_hist), sum(now.score_hist)) == (16, 14)
+    assert sum(now.sim_hist) == 16
     first, second = window(session, project.id, 1), window(session, project.id, version)
     assert (first.cmer, first.undecided) == (Rate(0, 10), 4)
     assert (second.cmer, second.undecided) == (Rate(11, 14), 0)
@@ -143,6 +143,101 @@ def test_only_the_version_in_force_and_only_once(session: orm.Session, project: 
     redecide.start(session, project.id, 2, "user:ada")
     with pytest.raises(errors.Conflict, match="already"):
         redecide.start(session, project.id, 2, "user:ada")
+
+
+def test_it_is_cancelled_between_two_steps_and_leaves_everything_as_it_was_read(
+    session: orm.Session, project: models.Project
+) -> None:
+    lay(session, project.id, 5)
+    version = change(session, project.id, STRICTER)
+    redecide.start(session, project.id, version, "user:ada")
+    assert redecide.step(session, 3)
+    assert redecide.cancel(session, project.id) == version
+    assert not redecide.step(session, 3)
+    progress = redecide.progress(session, project.id)[version]
+    assert (progress.seen, progress.is_running, progress.finished_at) == (3, False, None)
+    assert window(session, project.id).cmer == window(session, project.id, 1).cmer == Rate(0, 5)
+    second = window(session, project.id, version)
+    assert (second.cmer, second.undecided) == (Rate(3, 3), 2)
+    assert rollups.differences(session, project.id) == []
+
+
+def test_cancelled_and_started_again_it_goes_on_and_decides_each_output_once(
+    session: orm.Session, project: models.Project
+) -> None:
+    lay(session, project.id, 5)
+    version = change(session, project.id, STRICTER)
+    redecide.start(session, project.id, version, "user:ada")
+    redecide.step(session, 3)
+    redecide.cancel(session, project.id, version)
+    redecide.start(session, project.id, version, "user:ada")
+    finish(session)
+    assert redecide.progress(session, project.id)[version].seen == 5
+    assert window(session, project.id).cmer == window(session, project.id, version).cmer == Rate(5, 5)
+    assert rollups.differences(session, project.id) == []
+
+
+def test_a_second_one_is_refused_while_one_runs_and_taken_once_it_is_cancelled(
+    session: orm.Session, project: models.Project
+) -> None:
+    lay(session, project.id, 4)
+    redecide.start(session, project.id, change(session, project.id, STRICTER), "user:ada")
+    redecide.step(session, 1)
+    later = change(session, project.id, [{"sim_threshold": 0.3}])
+    with pytest.raises(errors.Conflict, match=r"under version 2 already \(25% so far\).*cancel it"):
+        redecide.start(session, project.id, later, "user:ada")
+    redecide.cancel(session, project.id)
+    redecide.start(session, project.id, later, "user:ada")
+    finish(session)
+    assert window(session, project.id).cmer == Rate(4, 4)
+    assert rollups.differences(session, project.id) == []
+
+
+def test_where_none_runs_there_is_nothing_to_cancel(
+    session: orm.Session, project: models.Project, stranger: models.Project
+) -> None:
+    lay(session, project.id, 1)
+    redecide.start(session, project.id, change(session, project.id, STRICTER), "user:ada")
+    for other, version in ((stranger.id, None), (project.id, 1)):
+        with pytest.raises(errors.Conflict, match="nothing to cancel"):
+            redecide.cancel(session, other, version)
+    finish(session)
+    with pytest.raises(errors.Conflict, match="nothing to cancel"):
+        redecide.cancel(session, project.id)
+
+
+def test_two_people_who_start_one_at_the_same_moment_start_one(committed: str) -> None:
+    with db.transaction() as session:
+        project_id = factories.project(session)
+        lay(session, project_id, 4)
+        version = change(session, project_id, STRICTER)
+    begin = threading.Barrier(4)
+
+    def press(_: int) -> bool:
+        begin.wait()
+        try:
+            with db.transaction() as session:
+                redecide.start(session, project_id, version, "user:ada")
+        except errors.Conflict:
+            return False
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sorted(pool.map(press, range(4))) == [False, False, False, True]
+
+
+def test_a_day_whose_events_are_gone_neither_ends_nor_holds_up_the_rest(
+    session: orm.Session, project: models.Project
+) -> None:
+    lay(session, project.id, 9)
+    gone = sorted(session.scalars(sa.select(models.Event.id)))[:6]
+    session.execute(sa.delete(models.Event).where(models.Event.id.in_(gone)))
+    version = change(session, project.id, STRICTER)
+    redecide.start(session, project.id, version, "user:ada")
+    finish(session, 2)
+    again = sa.select(sa.func.count()).where(models.DecisionRow.policy_version == version)
+    assert session.scalar(again) == 3
+    assert redecide.progress(session, project.id)[version].finished_at is not None
 
 
 def test_another_project_and_what_was_never_decided_are_left_alone(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import datetime as dt
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import sqlalchemy as sa
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import orm
 
-from cmerwatch import db, intervals, models, rollups
+from cmerwatch import cmer_series, db, intervals, models, rollups
 from cmerwatch.shapes import Decided, Slice
 from tests import factories
 
@@ -115,6 +116,17 @@ def test_merging_in_any_grouping_is_counting_at_once(batches: list[list[Decided]
     assert plain(forward) == plain(backward) == at_once
 
 
+def filled(session: orm.Session, table: str) -> dict[str, dict[int, int]]:
+    """What the bins of a table's histograms add up to; of margins those over everything."""
+    found = {}
+    for name in ("sim_hist",) if table.startswith("margins") else ("sim_hist", "score_hist"):
+        of = "dimension = ''" if table.startswith("margins") else "true"
+        bins = f"SELECT i, {name}[i] AS n FROM {table}, generate_subscripts({name}, 1) AS i WHERE {of}"
+        rows = session.execute(sa.text(f"SELECT i, sum(n) FROM ({bins}) AS b GROUP BY i HAVING sum(n) > 0 ORDER BY i"))
+        found[name] = {at: int(count) for at, count in rows}
+    return found
+
+
 def test_the_hour_is_the_sum_of_its_buckets(session: orm.Session, project: models.Project) -> None:
     now = dt.datetime.now(dt.UTC).replace(minute=0, second=0, microsecond=0)
     for minutes, score in [(0, 0.01), (4, 0.5), (5, 0.01), (59, 0.9)]:
@@ -128,8 +140,12 @@ def test_the_hour_is_the_sum_of_its_buckets(session: orm.Session, project: model
         (dt.timedelta(minutes=55), 1, 0),
     ]
     assert (hour.bucket, hour.n, hour.flagged) == (now, 4, 2)
-    assert hour.sim_hist == [sum(bins) for bins in zip(*(row.sim_hist for row in fives), strict=True)]
-    assert hour.score_hist == [sum(bins) for bins in zip(*(row.score_hist for row in fives), strict=True)]
+    [day] = session.scalars(sa.select(models.Rollup1d))
+    assert (day.bucket, day.n, day.flagged) == (now.replace(hour=0), 4, 2)
+    bins = {table: filled(session, table) for table in ("rollups_5m", "rollups_1h", "rollups_1d", "margins_1d")}
+    assert bins["rollups_1h"] == {"sim_hist": {261: 4}, "score_hist": {2: 2, 51: 1, 91: 1}}
+    assert bins["rollups_5m"] == bins["rollups_1d"] == bins["rollups_1h"]
+    assert bins["margins_1d"] == {"sim_hist": {261: 4}}
     assert rollups.differences(session, project.id) == []
 
 
@@ -169,9 +185,10 @@ def test_a_recount_names_what_disagrees(session: orm.Session, project: models.Pr
     factories.check_all(session)
     assert rollups.differences(session, project.id) == []
     session.execute(sa.update(models.Rollup5m).values(flagged=models.Rollup5m.flagged + 1))
-    [said] = rollups.differences(session, project.id)
-    assert "rollups_5m" in said
-    assert "flagged 1/0" in said
+    said = rollups.differences(session, project.id)
+    assert "rollups_5m" in said[0]
+    assert "flagged 1/0" in said[0]
+    assert [one.split()[0] for one in said[1:]] == ["margins_5m"] * 7, "nor do margins hold what the rows now do"
 
 
 def test_a_recount_misses_neither_rows_without_rollups_nor_rollups_without_rows(
@@ -180,16 +197,22 @@ def test_a_recount_misses_neither_rows_without_rollups_nor_rollups_without_rows(
     factories.ingest(session, project.id)
     factories.check_all(session)
     session.execute(sa.delete(models.Rollup1h))
-    assert [said.split()[0] for said in rollups.differences(session, project.id)] == ["rollups_1h"]
+    assert {said.split()[0] for said in rollups.differences(session, project.id)} == {"rollups_1h", "margins_1h"}
+    session.execute(sa.delete(models.Margin1h))
     session.execute(sa.delete(models.Check))
-    assert [said.split()[0] for said in rollups.differences(session, project.id)] == ["rollups_5m"]
+    assert [said.split()[0] for said in rollups.differences(session, project.id)] == ["rollups_5m", "rollups_1d"]
 
 
 def test_a_recount_sees_one_too_many_in_a_histogram(session: orm.Session, project: models.Project) -> None:
     factories.ingest(session, project.id)
     factories.check_all(session)
-    session.execute(sa.text("UPDATE rollups_5m SET sim_hist[1] = sim_hist[1] + 1"))
-    assert len(rollups.differences(session, project.id)) == 1
+    session.execute(sa.text("UPDATE rollups_1d SET sim_hist[261] = sim_hist[261] + 1"))
+    assert rollups.differences(session, project.id)[0].startswith("rollups_1d")
+    session.execute(sa.text("UPDATE rollups_1d SET sim_hist[261] = sim_hist[261] - 1"))
+    assert rollups.differences(session, project.id) == []
+    session.execute(sa.text("UPDATE margins_1d SET sim_hist = '[260:261]={1,0}' WHERE dimension = ''"))
+    [said] = rollups.differences(session, project.id)
+    assert "margins_1d" in said, "as many, in another bin"
 
 
 def test_two_checkers_are_counted_apart(session: orm.Session, project: models.Project) -> None:
@@ -201,3 +224,83 @@ def test_two_checkers_are_counted_apart(session: orm.Session, project: models.Pr
     rows = session.execute(sa.select(models.Rollup5m.checker_id, models.Rollup5m.scored)).all()
     assert sorted(map(tuple, rows)) == [(first, 1), (second, 1)]
     assert rollups.differences(session, project.id) == []
+
+
+# Margins: the sums over slices
+
+
+def test_margins_are_what_the_rows_by_slice_add_up_to(session: orm.Session, project: models.Project) -> None:
+    now = dt.datetime.now(dt.UTC).replace(minute=0, second=0, microsecond=0)
+    for hours, endpoint, customer, score in [(0, "/a", "x", 0.01), (1, "/a", "y", 0.5), (25, "/b", "x", 0.01)]:
+        factories.ingest(session, project.id, now - dt.timedelta(hours=hours), endpoint=endpoint, customer=customer)
+        factories.check_all(session, score)
+    row = models.Margin1h
+    found = session.execute(
+        sa.select(row.dimension, row.value, sa.func.sum(row.n), sa.func.sum(row.flagged))
+        .group_by(row.dimension, row.value)
+        .where(row.dimension.in_(["", "endpoint", "customer", "model"]))
+    ).all()
+    assert sorted(map(tuple, found)) == [
+        ("", "", 3, 2),
+        ("customer", "x", 2, 2),
+        ("customer", "y", 1, 0),
+        ("endpoint", "/a", 2, 1),
+        ("endpoint", "/b", 1, 1),
+        ("model", "", 3, 2),
+    ]
+    assert rollups.differences(session, project.id) == []
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(CHECKS, st.integers(0, 3), st.sampled_from(["add", "move", "again"])), max_size=12))
+def test_margins_stay_exact_whatever_is_added_moved_or_decided_again(
+    session: orm.Session, project: models.Project, acts: list[tuple[Decided, int, str]]
+) -> None:
+    """No events behind them, so that only margins can be compared; each example in a savepoint of its own."""
+    start = dt.datetime(2026, 11, 1, 23, 50, tzinfo=dt.UTC)
+    with session.begin_nested() as savepoint:
+        for one, fives, act in acts:
+            event = replace(one.result.event, project_id=project.id, bucket=start + fives * dt.timedelta(minutes=5))
+            made = replace(one, result=replace(one.result, event=event))
+            if act == "again":
+                rollups.add_again(session, [made])
+                continue
+            rollups.add(session, [made])
+            if act == "move":
+                later = replace(made, decision=replace(made.decision, policy_version=2))
+                rollups.move(session, [made], [later])
+        wrong = [said for said in rollups.differences(session, project.id) if said.startswith("margins")]
+        savepoint.rollback()
+    assert wrong == []
+
+
+def test_what_the_release_before_added_by_slice_alone_is_summed_once(
+    session: orm.Session, project: models.Project
+) -> None:
+    """As it writes: whole histograms, neither days nor margins; into rows that this release made, and into new ones."""
+    now = dt.datetime.now(dt.UTC)
+    factories.ingest_many(session, project.id, 3)
+    factories.check_all(session, 0.01)
+    assert rollups.mend(session) == 0
+    whole = [0] * 260 + [2] + [0] * 139
+    for table in ("rollups_5m", "rollups_1h"):
+        session.execute(
+            sa.text(
+                f"UPDATE {table} SET scored = scored + 2, n = n + 2, sim_hist = cmw_add(sim_hist, CAST(:bins AS int[]))"
+            ),
+            {"bins": whole},
+        )
+        session.execute(
+            sa.text(
+                f"INSERT INTO {table} (project_id, bucket, endpoint, prompt_type, customer, model, model_version, "
+                "environment, checker_id, policy_version, scored, n, sim_hist, score_hist) "
+                "SELECT project_id, bucket - interval '1 day', '/new', '', '', '', '', '', checker_id, 1, 2, 2, "
+                f":bins, array_fill(0, ARRAY[100]) FROM {table}"
+            ),
+            {"bins": whole},
+        )
+    assert rollups.mend(session) == 2
+    assert rollups.mend(session) == 0
+    [total] = cmer_series.query(session, project.id, now - dt.timedelta(days=3), now + dt.timedelta(hours=1), "all")
+    assert (total.n, total.flagged, sum(total.sim_hist)) == (7, 3, 7)
+    assert [one for one in rollups.differences(session, project.id) if one.startswith("margins")] == []

@@ -111,9 +111,9 @@ def decided(**changes: object) -> Judged:
         (decided(state="quarantined"), "Quarantined", "doubt"),
         (decided(outcome="unscorable", is_decided=False), "Not scorable", "quiet"),
         (decided(outcome="invalid_image", is_decided=False), "Picture unreadable", "doubt"),
-        (decided(outcome="model_error", is_decided=False), "Check failed", "doubt"),
         (decided(state="waiting", awaits_pictures=True), "Waiting", "quiet"),
         (decided(outcome="invalid_image", is_decided=False, lacks_pictures=True), "Picture not fetched", "doubt"),
+        (decided(outcome="model_error", is_decided=False), "Check failed", "doubt"),
     ],
 )
 def test_each_state_has_its_word_and_tone(it: Judged, word: str, tone: str) -> None:
@@ -167,7 +167,6 @@ def hourly(n: int, hours: int = 192) -> list[CmerRow]:
             group={"model_version": "v1"},
             **counts,
             sim_hist=[0] * 400,
-            score_hist=[0] * 100,
         )
         for i in range(hours)
     ]

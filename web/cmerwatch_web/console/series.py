@@ -49,7 +49,6 @@ def add(rows: Iterable[CmerRow], start: dt.datetime) -> CmerRow:
         group={},
         **{name: sum(getattr(row, name) for row in rows) for name in COUNTED},
         sim_hist=[sum(column) for column in zip(*(row.sim_hist for row in rows), strict=True)],
-        score_hist=[sum(column) for column in zip(*(row.score_hist for row in rows), strict=True)],
     )
 
 
