@@ -17,14 +17,14 @@ checkers.CHECKERS["colours"] = lambda rest: Colours(frozen())
 
 def die_over(poison: str) -> None:
     """SIGKILL ourselves when an output contains `poison`, as the kernel does to a process that eats its memory."""
-    check = runtime.Runtime.check
+    embed = runtime.Runtime.embed
 
-    def fatal(self: runtime.Runtime, prepared: runtime.Prepared) -> runtime.Checked:
+    def fatal(self: runtime.Runtime, prepared: runtime.Prepared) -> runtime.Embedded:
         if any(poison in event.output for event in prepared.events):
             os.kill(os.getpid(), signal.SIGKILL)
-        return check(self, prepared)
+        return embed(self, prepared)
 
-    runtime.Runtime.check = fatal  # type: ignore[method-assign]
+    runtime.Runtime.embed = fatal  # type: ignore[method-assign]
 
 
 def end_while_the_consumer_is_built() -> None:

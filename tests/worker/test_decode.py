@@ -275,7 +275,7 @@ def test_decoders_live_under_limits_and_know_no_secrets(pool: Pool, monkeypatch:
     try:
         _decoded(own, PLAIN)
         (child,) = [p for p in _children() if p.pid not in before]
-        assert set(child.environ()) <= {"PYTHONPATH", "OPENBLAS_NUM_THREADS", "LC_CTYPE"}
+        assert set(child.environ()) <= {"PYTHONPATH", "OPENBLAS_NUM_THREADS", "PILLOW_BLOCKS_MAX", "LC_CTYPE"}
         assert child.rlimit(psutil.RLIMIT_AS) == (1_500_000_000, 1_500_000_000)
         assert child.rlimit(psutil.RLIMIT_FSIZE) == (0, 0)
         soft, _ = child.rlimit(psutil.RLIMIT_CPU)

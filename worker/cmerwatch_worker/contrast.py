@@ -83,9 +83,15 @@ def _log_share(scale: float, cosines: NDArray[np.float64]) -> float:
 
 def logit(checker: Checker, cosine: float, contrast: float | None) -> float:
     """What percentiles are taken of: the checker's logit of the cosine and a part of the margin, in the same unit."""
-    plain = float(base.logits(checker, np.array([cosine], np.float32))[0])
+    return float(logits(checker, [cosine], [contrast])[0])
+
+
+def logits(checker: Checker, cosines: Sequence[float], contrasts: Sequence[float | None]) -> NDArray[np.float32]:
+    """`logit` of many."""
+    plain = base.logits(checker, np.array(cosines, np.float32))
     unit = 1.0 if checker.logit_bias is not None else 1.0 / checker.logit_scale
-    return plain + WEIGHT * unit * (contrast or 0.0)
+    margins = np.array([contrast or 0.0 for contrast in contrasts], np.float64)
+    return np.asarray(plain + WEIGHT * unit * margins, np.float32)
 
 
 class Contrasting:

@@ -9,6 +9,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -19,14 +20,14 @@ from cmerwatch_worker import calibrating, claims, contrast, scoring, statements
 from cmerwatch_worker.checkers.base import Checker
 from cmerwatch_worker.decode import Limits
 from cmerwatch_worker.decode_pool import Crashed, Decoded, Job, Outcome, Pool, Refused
-from cmerwatch_worker.reference import Reference
 from cmerwatch_worker.scoring import Array
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 IMAGE_CHUNK = 64  # images or texts per call of the checker: enough to fill it, little enough to show progress
 TEXT_CHUNK = 64
-REMEMBERED = 4096  # embeddings of images seen lately, at 512 numbers each 8 MB
+REMEMBERED = 4096  # embeddings of images seen lately, and as many of texts, at 512 numbers each 8 MB
 EXIT_STICKY = 75  # EX_TEMPFAIL: after some CUDA errors no call in this process works again
 
 
@@ -50,12 +51,34 @@ class Away:
 
 
 @dataclass(frozen=True, slots=True)
+class Reading:
+    """An output taken apart: its claims, and what its prompt takes for granted."""
+
+    split: claims.Split
+    presupposed: str | None
+    edits: list[list[list[str]]]  # of each claim, word by word; [] where contrast sets are off
+
+    @property
+    def texts(self) -> list[str]:
+        said = [claim.said for claim in self.split.claims]
+        return said if self.presupposed is None else [*said, self.presupposed]
+
+    @property
+    def edited(self) -> list[str]:
+        return [text for claim in self.edits for slot in claim for text in slot]
+
+
+@dataclass(frozen=True, slots=True)
 class Prepared:
-    """A batch whose images are decoded. By sha256: pictures remembered from before, and what decoding said."""
+    """A batch whose images are decoded and whose outputs, in the same order as the events, are taken apart.
+
+    By sha256: pictures remembered from before, and what decoding said.
+    """
 
     events: list[Claimed]
     known: dict[str, Picture]
     outcomes: dict[str, Outcome | Away]
+    readings: list[Reading]
 
 
 @dataclass(slots=True)
@@ -69,46 +92,45 @@ class Checked:
 
 @dataclass(frozen=True, slots=True)
 class Scorable:
-    """An event with what is to be compared: its claims, what its prompt takes for granted, its pictures."""
+    """An event with what is to be compared, its texts and its pictures."""
 
     event: Claimed
-    split: claims.Split
-    presupposed: str | None
+    reading: Reading
     seen: list[Picture]
-    edits: list[list[list[str]]]  # of each claim, word by word; [] where contrast sets are off
-
-    @property
-    def texts(self) -> list[str]:
-        said = [claim.said for claim in self.split.claims]
-        return said if self.presupposed is None else [*said, self.presupposed]
-
-    @property
-    def edited(self) -> list[str]:
-        return [text for claim in self.edits for slot in claim for text in slot]
 
 
-class Memory:
-    """The last pictures by sha256. Their bytes are the same in every project, and so is what a checker sees.
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """A batch the checker is done with: what is settled already, what is to be scored, and the rows of every text."""
+
+    checked: Checked
+    scorable: list[Scorable]
+    rows: dict[str, Array | Exception]
+
+
+class Memory(Generic[T]):
+    """What was made of the last pictures, by sha256, or texts. Their bytes are the same in every project, and so is
+    what a checker sees.
 
     Read by the thread that prepares the next batch while this one is embedded.
     """
 
     def __init__(self, size: int = REMEMBERED) -> None:
-        self._pictures: OrderedDict[str, Picture] = OrderedDict()
+        self._kept: OrderedDict[str, T] = OrderedDict()
         self._size = size
         self._lock = threading.Lock()
 
-    def get(self, sha256: str) -> Picture | None:
+    def get(self, key: str) -> T | None:
         with self._lock:
-            if sha256 in self._pictures:
-                self._pictures.move_to_end(sha256)
-            return self._pictures.get(sha256)
+            if key in self._kept:
+                self._kept.move_to_end(key)
+            return self._kept.get(key)
 
-    def put(self, sha256: str, picture: Picture) -> None:
+    def put(self, key: str, made: T) -> None:
         with self._lock:
-            self._pictures[sha256] = picture
-            while len(self._pictures) > self._size:
-                self._pictures.popitem(last=False)
+            self._kept[key] = made
+            while len(self._kept) > self._size:
+                self._kept.popitem(last=False)
 
 
 class Runtime:
@@ -124,7 +146,8 @@ class Runtime:
         self.checker, self.store, self.pool, self.progress = checker, store, pool, progress
         self.reference = checker.reference  # None while calibrating; replaced as a whole when it freezes
         self._strangers = calibrating.Strangers()
-        self._memory = Memory()
+        self._memory = Memory[Picture]()
+        self._texts = Memory[Array]()
 
     def close(self) -> None:
         self.pool.close()
@@ -145,7 +168,7 @@ class Runtime:
         outcomes.update(zip(loaded, decoded, strict=True))
         if away := [outcome for outcome in outcomes.values() if isinstance(outcome, Away)]:
             log.error("%d images wait for the store: %s", len(away), away[0].reason)
-        return Prepared(list(events), known, outcomes)
+        return Prepared(list(events), known, outcomes, [self._read(event) for event in events])
 
     def _jobs(
         self, new: Mapping[str, Sequence[uuid.UUID]], loaded: list[str], outcomes: dict[str, Outcome | Away]
@@ -173,10 +196,14 @@ class Runtime:
 
     def check(self, prepared: Prepared) -> Checked:
         """A result or a reason to try again for every event of the batch."""
+        return self.score(self.embed(prepared))
+
+    def embed(self, prepared: Prepared) -> Embedded:
+        """All of a check that needs the checker: another thread scores, while the next batch is embedded here."""
         pictures = self._pictures(prepared)
         checked = Checked()
         scorable: list[Scorable] = []
-        for event in prepared.events:
+        for event, reading in zip(prepared.events, prepared.readings, strict=True):
             seen = [pictures[sha256] for sha256 in event.images]
             if away := next((p.away for p in seen if p.away), None):
                 checked.postponed[event.event_id] = away
@@ -184,14 +211,38 @@ class Runtime:
                 checked.failed[event.event_id] = why
             elif (settled := _settled_by_images(event, seen)) is not None:
                 checked.results.append(settled)
+            elif (reason := reading.split.reason) is not None:
+                checked.results.append(CheckResult(event, "unscorable", reasons=(reason,)))
             else:
-                split = self._split(event)
-                if split.reason is not None:
-                    checked.results.append(CheckResult(event, "unscorable", reasons=(split.reason,)))
-                else:
-                    presupposed = self._presupposed(event.prompt)
-                    scorable.append(Scorable(event, split, presupposed, seen, self._edits(split.claims)))
-        self._score(scorable, checked)
+                scorable.append(Scorable(event, reading, seen))
+        texts = dict.fromkeys(text for one in scorable for text in (*one.reading.texts, *one.reading.edited))
+        return Embedded(checked, scorable, self._embed_texts(list(texts)))
+
+    def _embed_texts(self, texts: Sequence[str]) -> dict[str, Array | Exception]:
+        """The row of each; templates say the same again and again."""
+        known = {text: self._texts.get(text) for text in texts}
+        fresh = [text for text, row in known.items() if row is None]
+        rows = dict(
+            zip(fresh, scoring.embed_all(self.checker.embed_texts, fresh, TEXT_CHUNK, self.progress), strict=True)
+        )
+        for text, row in rows.items():
+            if isinstance(row, np.ndarray):
+                self._texts.put(text, row)
+        return {text: rows[text] if row is None else row for text, row in known.items()}
+
+    def score(self, embedded: Embedded) -> Checked:
+        """Compare and judge. One thread does this, in the order of the batches."""
+        checked, frozen = embedded.checked, self.reference  # one for the whole batch
+        measured: list[CheckResult] = []
+        for one in embedded.scorable:
+            found = [embedded.rows[text] for text in (*one.reading.texts, *one.reading.edited)]
+            error = next((row for row in found if isinstance(row, Exception)), None)
+            if error is not None:
+                self._refuse_text(one.event, error, checked)
+            else:
+                stacked = np.stack([row for row in found if isinstance(row, np.ndarray)])
+                measured.append(self._measured(one, stacked, is_calibrating=frozen is None))
+        checked.results += measured if frozen is None else scoring.judge_all(self.checker, frozen, measured)
         return checked
 
     def _pictures(self, prepared: Prepared) -> dict[str, Picture]:
@@ -220,11 +271,12 @@ class Runtime:
     def _embed_images(self, decoded: Sequence[Decoded]) -> Array:
         return self.checker.embed_images(np.stack([one.pixels for one in decoded]))
 
-    def _split(self, event: Claimed) -> claims.Split:
+    def _read(self, event: Claimed) -> Reading:
         checker = self.checker
-        return claims.split(
+        split = claims.split(
             event.output, checker.context_length, checker.count_tokens, checker.can_read, prompt=event.prompt
         )
+        return Reading(split, self._presupposed(event.prompt), self._edits(split.claims))
 
     def _presupposed(self, prompt: str) -> str | None:
         text = statements.presupposed(prompt)
@@ -235,33 +287,20 @@ class Runtime:
         checker = self.checker
         return [checker.edits(claim) for claim in pieces] if isinstance(checker, contrast.Contrasting) else []
 
-    def _score(self, scorable: Sequence[Scorable], checked: Checked) -> None:
-        texts = list(dict.fromkeys(text for one in scorable for text in (*one.texts, *one.edited)))
-        rows = scoring.embed_all(self.checker.embed_texts, texts, TEXT_CHUNK, self.progress)
-        embedded = dict(zip(texts, rows, strict=True))
-        frozen = self.reference  # one for the whole batch
-        for one in scorable:
-            found = [embedded[text] for text in (*one.texts, *one.edited)]
-            error = next((row for row in found if isinstance(row, Exception)), None)
-            if error is not None:
-                self._refuse_text(one.event, error, checked)
-            else:
-                stacked = np.stack([row for row in found if isinstance(row, np.ndarray)])
-                checked.results.append(self._result(one, stacked, frozen))
-
-    def _result(self, one: Scorable, rows: Array, frozen: Reference | None) -> CheckResult:
-        """`rows`: the embeddings of `one.texts`, then of `one.edited`."""
+    def _measured(self, one: Scorable, rows: Array, *, is_calibrating: bool) -> CheckResult:
+        """`rows`: the embeddings of the texts, then of the edited ones."""
         images = np.stack([picture.embedding for picture in one.seen if picture.embedding is not None])
         notes = tuple(dict.fromkeys(note for picture in one.seen for note in picture.notes))
-        pieces = one.split.claims
-        texts, slots = rows[: len(one.texts)], _slots(one.edits, rows[len(one.texts) :])
-        result = scoring.measure(one.event, pieces, images, texts, (*notes, *_left_out(one.split)))
+        split, pieces = one.reading.split, one.reading.split.claims
+        n = len(one.reading.texts)
+        texts, slots = rows[:n], _slots(one.reading.edits, rows[n:])
+        result = scoring.measure(one.event, pieces, images, texts, (*notes, *_left_out(split)))
         if result.outcome != "scored":
             return result
         if isinstance(self.checker, contrast.Contrasting):
             result = scoring.with_contrast(self.checker, result, images, texts, slots)
-        if frozen is not None:
-            return scoring.judge(self.checker, frozen, result)
+        if not is_calibrating:
+            return result
         # A blank picture says nothing of how well a text fits its own, nor does a text that denies.
         stated = np.array([not piece.negated for piece in pieces])
         if "blank_image" in notes or not stated.any():

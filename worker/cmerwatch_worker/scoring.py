@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -42,7 +43,7 @@ def _bisect(embed: Callable[[Sequence[T]], Array], items: Sequence[T]) -> list[A
         rows = np.asarray(embed(items), np.float32)
         if rows.ndim != 2 or len(rows) != len(items):
             raise ValueError(f"the checker answered {len(items)} items with the shape {rows.shape}")
-        return list(rows)
+        return [row.copy() for row in rows]  # a view that is remembered would keep its whole batch
     except Exception as error:
         if len(items) == 1:
             return [error]
@@ -113,51 +114,83 @@ def stated(scores: Sequence[ClaimScore]) -> list[ClaimScore]:
 
 def judge(checker: Checker, frozen: Reference, result: CheckResult) -> CheckResult:
     """The result with percentiles, score and what they give reason to suspect, from its stored cosines alone."""
-    kind = result.event.slice.prompt_type
-    us = _percentiles(checker, frozen, kind, result.claims)
-    positive = [contrast.logit(checker, claim.similarity, claim.contrast) for claim in stated(result.claims)]
-    own, foreign = _places(frozen, kind, min(positive)) if positive else (None, None)
+    return judge_all(checker, frozen, [result])[0]
+
+
+def judge_all(checker: Checker, frozen: Reference, results: Sequence[CheckResult]) -> list[CheckResult]:
+    """`judge` of each that is scored, in their order: one look at the reference for all of a prompt type."""
+    judged = list(results)
+    by_kind: dict[str, list[int]] = {}
+    for i, result in enumerate(results):
+        if result.outcome == "scored":
+            by_kind.setdefault(result.event.slice.prompt_type, []).append(i)
+    for kind, chosen in by_kind.items():
+        places = iter(_places(checker, frozen, kind, [results[i] for i in chosen]))
+        for i in chosen:
+            judged[i] = _judged(results[i], places)
+    return judged
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Place:
+    """Where a logit stands among claims with their own image, and among mismatched ones where there are any: from
+    below, and from above as what was denied."""
+
+    logit: float
+    own: float
+    foreign: float | None
+    denied: float | None
+
+
+def _places(checker: Checker, frozen: Reference, kind: str, results: Sequence[CheckResult]) -> list[Place]:
+    """Of every claim, and of what the prompt takes for granted after its event's claims."""
+    told: list[tuple[float, float | None]] = []
+    for result in results:
+        told += [(claim.similarity, claim.contrast) for claim in result.claims]
+        if result.prompt_similarity is not None:
+            told.append((result.prompt_similarity, None))
+    logits = contrast.logits(checker, [cosine for cosine, _ in told], [margin for _, margin in told])
+    own = reference.percentile(frozen, kind, logits).tolist()
+    foreign = reference.mismatch_percentile(frozen, kind, logits)
+    denied = reference.denied_percentile(frozen, kind, logits)
+    if foreign is None or denied is None:
+        return [Place(logit, u, None, None) for logit, u in zip(logits.tolist(), own, strict=True)]
+    return list(map(Place, logits.tolist(), own, foreign.tolist(), denied.tolist()))
+
+
+def _judged(result: CheckResult, places: Iterator[Place]) -> CheckResult:
+    """Takes as many places as it has claims, and one more for what its prompt takes for granted."""
+    of_claims = list(itertools.islice(places, len(result.claims)))
+    claimed = zip(result.claims, of_claims, strict=True)
+    stated = (place for claim, place in claimed if not claim.negated)
+    lowest = min(stated, key=lambda place: place.logit, default=None)
     reasons = list(result.reasons)
-    if _looks_foreign(own, foreign):
+    if lowest is not None and _looks_foreign(lowest):
         reasons.append("wrong_image")
-    if result.prompt_similarity is not None:
-        asked = contrast.logit(checker, result.prompt_similarity, None)
-        if _looks_foreign(*_places(frozen, kind, asked)):
-            reasons.append("prompt_does_not_fit")
+    if result.prompt_similarity is not None and _looks_foreign(next(places)):
+        reasons.append("prompt_does_not_fit")
+    us = [_percentile(claim, place) for claim, place in zip(result.claims, of_claims, strict=True)]
     return dataclasses.replace(
         result,
         score=reference.score(us),
-        mismatch_percentile=foreign,
-        claims=tuple(
-            dataclasses.replace(claim, percentile=float(u)) for claim, u in zip(result.claims, us, strict=True)
-        ),
+        mismatch_percentile=None if lowest is None else lowest.foreign,
+        claims=tuple(dataclasses.replace(claim, percentile=u) for claim, u in zip(result.claims, us, strict=True)),
         reasons=tuple(reasons),
     )
 
 
-def _percentiles(checker: Checker, frozen: Reference, kind: str, scores: Sequence[ClaimScore]) -> NDArray[np.float64]:
-    """u of each claim; of a denied statement its place among mismatched pairs, from above: one that fits like few of
+def _percentile(claim: ClaimScore, place: Place) -> float:
+    """u of a claim; of a denied statement its place among mismatched pairs, from above: one that fits like few of
     them was denied wrongly. But what is asked for is seldom as foreign as those (a blue circle where a red one is), so
     it must also fit like the typical claim of its own image; before that, half of such right denials were flagged
     (bench/flag_rates.py). Without mismatched pairs nothing is known of it, which is the middle."""
-    logits = np.array([contrast.logit(checker, claim.similarity, claim.contrast) for claim in scores], np.float32)
-    us = reference.percentile(frozen, kind, logits)
-    is_denied = np.array([claim.negated for claim in scores])
-    if not is_denied.any():
-        return us
-    denied = reference.denied_percentile(frozen, kind, logits)
-    if denied is None:
-        return np.where(is_denied, 0.5, us)
-    return np.where(is_denied, np.where(us < TYPICAL_PERCENTILE, np.maximum(denied, 0.5), denied), us)
+    if not claim.negated:
+        return place.own
+    if place.denied is None:
+        return 0.5
+    return max(place.denied, 0.5) if place.own < TYPICAL_PERCENTILE else place.denied
 
 
-def _places(frozen: Reference, kind: str, logit: float) -> tuple[float, float | None]:
-    """Percentile among claims with their own image, and among mismatched ones where there are any."""
-    at = np.array([logit], np.float32)
-    foreign = reference.mismatch_percentile(frozen, kind, at)
-    return float(reference.percentile(frozen, kind, at)[0]), None if foreign is None else float(foreign[0])
-
-
-def _looks_foreign(own: float | None, foreign: float | None) -> bool:
+def _looks_foreign(place: Place) -> bool:
     """Low for its own image, and no better than the typical text about another one."""
-    return own is not None and foreign is not None and own < LOW_PERCENTILE and foreign < FOREIGN_PERCENTILE
+    return place.foreign is not None and place.own < LOW_PERCENTILE and place.foreign < FOREIGN_PERCENTILE

@@ -26,7 +26,7 @@ from cmerwatch_worker import copies, reference
 from cmerwatch_worker.calibrating import Calibration
 from cmerwatch_worker.checkers.base import Checker
 from cmerwatch_worker.leases import Leases
-from cmerwatch_worker.runtime import Checked, Prepared, Runtime
+from cmerwatch_worker.runtime import Checked, Embedded, Prepared, Runtime
 from cmerwatch_worker.watchdog import Progress
 
 log = logging.getLogger(__name__)
@@ -185,21 +185,21 @@ class Checking:
             return None
 
     def _finish(self, batch: Batch) -> Future[int]:
-        """Check; another thread completes, so that the checker never waits for the database."""
-        checked: Checked | Exception
+        """Embed; another thread scores and completes, so that the checker waits for neither Python nor the database."""
+        embedded: Embedded | Exception
         try:
-            checked = self._runtime.check(batch.prepared)
+            embedded = self._runtime.embed(batch.prepared)
         except Exception as error:
-            checked = error
+            embedded = error
         self._progress.touch()
-        return self._behind.submit(self._end, batch, checked)
+        return self._behind.submit(self._end, batch, embedded)
 
-    def _end(self, batch: Batch, checked: Checked | Exception) -> int:
-        """Complete, or give back. Whatever happens the lease is not renewed after this."""
+    def _end(self, batch: Batch, embedded: Embedded | Exception) -> int:
+        """Score and complete, or give back. Whatever happens the lease is not renewed after this."""
         try:
-            if isinstance(checked, Exception):
-                raise checked
-            return self._complete(batch.token, checked)
+            if isinstance(embedded, Exception):
+                raise embedded
+            return self._complete(batch.token, self._runtime.score(embedded))
         except Away:
             self._give_back(batch.token)
             raise
