@@ -133,6 +133,22 @@ def test_its_rules_have_fired_on_the_regressed_version_and_nobody_is_still_to_be
     assert {delivery["channel"] for delivery in told} == {name for (name,) in running.rows("SELECT name FROM channels")}
 
 
+def test_the_planted_regression_pages_each_channel_once_and_names_every_slice_of_it(running: Machine) -> None:
+    """It reaches the project, its version and endpoints; as long as it lasts, nothing else is a page."""
+    firing = running.rows("SELECT channel_id, notice FROM deliveries WHERE kind = 'firing'")
+    assert len(firing) == len({channel for channel, _ in firing}) == 3
+    good = recorded()[0].model_version
+    (regressed,) = {event.model_version for event in recorded()} - {good}
+    for _, notice in firing:
+        assert (notice["severity"], notice["slice"]) == ("critical", {})
+        named = [part["slice"] for part in notice["parts"]]
+        assert {"model_version": regressed} in named
+        assert notice["slices"] == len(named) >= 3
+    rows = [row for row in running.call("/v1/alerts")["rows"] if row["severity"] == "critical"]
+    assert len({row["group"] for row in rows}) == 1
+    assert all(row["deliveries"] for row in rows), "whoever asks for one slice sees that it was told"
+
+
 def test_the_sink_shows_the_exact_bodies_that_slack_pagerduty_and_a_webhook_were_sent(running: Machine) -> None:
     sent = running.rows("SELECT kind, body FROM sink_messages")
     assert {kind for kind, _ in sent} == {"slack", "pagerduty", "webhook"}
