@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import orm
 
-from cmerwatch import intervals, policies
+from cmerwatch import cmer_series, intervals, policies
 from cmerwatch.policies import Rule
 from cmerwatch.shapes import DIMENSIONS, Slice
 
@@ -46,16 +46,17 @@ def estimate(
     start: dt.datetime,
     end: dt.datetime,
 ) -> list[Estimate]:
-    """One per rule, in the order given, over outputs as they were decided in [start, end).
+    """One per rule, in the order given, over outputs as the overview counts them in [start, end): as they were decided
+    when they were checked, or again since. Whole hours, so that the overview of the same window has the same numbers.
 
     Raises Invalid for rules that could not be saved.
     """
     new = policies.parse(0, rules)
     order = {policies.parse_match(rule): index for index, rule in enumerate(rules)}
     found = [NOTHING] * len(rules)
-    rows = session.execute(
-        _ROWS, {"project": project_id, "checker": checker_id, "start": _hour(start), "end": end}
-    ).all()
+    again = cmer_series.redecided_under(session, project_id) or 0
+    values = {"project": project_id, "checker": checker_id, "start": _hour(start), "end": end, "again": again}
+    rows = session.execute(_ROWS, values).all()
     in_force = policies.at(session, {(project_id, row.policy_version) for row in rows})
     for row in rows:
         of = Slice(*(getattr(row, name) for name in DIMENSIONS))
@@ -100,12 +101,17 @@ def _hour(at: dt.datetime) -> dt.datetime:
 
 
 _DIMS = ", ".join(DIMENSIONS)
-_BINS = ", ".join(f"sum(score_hist[{index}])" for index in range(1, intervals.SCORE_BINS + 1))
+_BINS = ", ".join(f"coalesce(sum(score_hist[{index}]), 0)" for index in range(1, intervals.SCORE_BINS + 1))
+_READ = f"SELECT {_DIMS}, policy_version, n, flagged, score_hist FROM"
+_WHERE = "WHERE project_id = :project AND checker_id = :checker AND bucket >= :start AND bucket < :end"
+# Of history that was decided again the newer decisions, as cmer_series reads it: never both of one output.
 _ROWS = sa.text(
     f"""
     SELECT {_DIMS}, policy_version, sum(n)::int AS n, sum(flagged)::int AS flagged, ARRAY[{_BINS}]::int[] AS score_hist
-    FROM rollups_1h
-    WHERE project_id = :project AND checker_id = :checker AND bucket >= :start AND bucket < :end
+    FROM (
+        {_READ} rollups_1h {_WHERE} AND policy_version >= :again
+        UNION ALL {_READ} redecided_1h {_WHERE} AND policy_version = :again
+    ) AS both_kinds
     GROUP BY {_DIMS}, policy_version HAVING sum(n) > 0
     """
 )

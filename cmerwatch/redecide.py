@@ -90,8 +90,8 @@ def _job(session: orm.Session, project_id: uuid.UUID, policy_version: int, creat
     )
 
 
-def cancel(session: orm.Session, project_id: uuid.UUID) -> int:
-    """Stop the one that runs between two steps, and return its version.
+def cancel(session: orm.Session, project_id: uuid.UUID, policy_version: int | None = None) -> int:
+    """Stop the one that runs between two steps (that under this version, where one is named); returns its version.
 
     What it decided so far stays, readable under that version; charts go on reading history as it was decided before.
     Raises Conflict where none runs.
@@ -101,9 +101,12 @@ def cancel(session: orm.Session, project_id: uuid.UUID) -> int:
         models.Redecision.finished_at.is_(None),
         models.Redecision.cancelled_at.is_(None),
     )
+    if policy_version is not None:
+        running = running.where(models.Redecision.policy_version == policy_version)
     job = session.scalars(running.with_for_update()).first()
     if job is None:
-        raise errors.Conflict("History is not being decided again now, so there is nothing to cancel.")
+        under = f" under version {policy_version}" if policy_version is not None else ""
+        raise errors.Conflict(f"History is not being decided again{under} now, so there is nothing to cancel.")
     job.cancelled_at = session.scalar(sa.func.now())
     session.flush()
     return job.policy_version

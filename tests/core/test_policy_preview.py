@@ -6,11 +6,12 @@ import datetime as dt
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import orm
 
-from cmerwatch import errors, intervals, models, policies, policy_preview
+from cmerwatch import cmer_series, errors, intervals, models, policies, policy_preview, redecide
 from cmerwatch.policies import Rule
 from cmerwatch.policy_preview import Estimate
 from tests import factories
@@ -82,6 +83,30 @@ def test_outputs_of_several_versions_are_each_compared_with_their_own(
     factories.check_all(session, 0.02)
     [found] = estimate(session, project, [{"conf_threshold": 0.6, "sim_threshold": 0.1}])
     assert found == Estimate(5, 3, 3, 5), "of the first two nothing was kept, of the other three everything"
+
+
+@pytest.mark.parametrize("is_done", [False, True])
+def test_what_was_flagged_is_what_the_overview_shows_before_and_after_history_was_decided_again(
+    session: orm.Session, project: models.Project, is_done: bool
+) -> None:
+    for score in (0.01, 0.07, 0.15, 0.6):
+        factories.ingest_many(session, project.id, 3)
+        factories.check_all(session, score)
+    version = policies.create(session, project.id, [{"sim_threshold": 0.1}], "user:ada")
+    settled = sa.func.now() - 2 * redecide.SETTLED
+    session.execute(
+        sa.update(models.PolicyVersion).where(models.PolicyVersion.version == version).values(created_at=settled)
+    )
+    redecide.start(session, project.id, version, "user:ada")
+    while is_done and redecide.step(session, 5):
+        pass
+    factories.ingest_many(session, project.id, 2)
+    factories.check_all(session, 0.07)
+    now = dt.datetime.now(dt.UTC)
+    [shown] = cmer_series.query(session, project.id, now - policy_preview.WINDOW, now, "all")
+    [found] = estimate(session, project, [{"sim_threshold": 0.2}])
+    assert (found.before, found.n) == (shown.cmer.successes, shown.cmer.n) == (8 if is_done else 5, 14)
+    assert (found.least, found.most) == (11, 11)
 
 
 def test_rules_that_could_not_be_saved_are_refused(session: orm.Session, project: models.Project) -> None:

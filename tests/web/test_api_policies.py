@@ -160,7 +160,7 @@ def test_history_is_decided_again_on_request_and_says_how_far_it_is(
 ) -> None:
     lay(3, 0.07)
     answer = http.post("/v1/policies", headers=admin, json={"rules": [{"sim_threshold": 0.1}], "redecide": True})
-    assert answer.json()["redecided"] == {"seen": 0, "total": 3, "finished_at": None}
+    assert answer.json()["redecided"] == {"seen": 0, "total": 3, "finished_at": None, "cancelled_at": None}
     session.execute(sa.update(models.PolicyVersion).values(created_at=sa.func.now() - 2 * redecide.SETTLED))
     while redecide.step(session):
         session.commit()
@@ -169,3 +169,19 @@ def test_history_is_decided_again_on_request_and_says_how_far_it_is(
     assert (row["n"], row["flagged"]) == (3, 3)
     [row] = http.get("/v1/cmer?bucket=1d&policy_version=1", headers=read).json()["rows"]
     assert (row["n"], row["flagged"]) == (3, 0)
+
+
+def test_deciding_again_is_started_later_and_stopped_by_key(
+    http: TestClient, admin: Headers, session: orm.Session, lay: Callable[..., None]
+) -> None:
+    lay(3, 0.07)
+    http.post("/v1/policies", headers=admin, json={"rules": [{"sim_threshold": 0.1}]})
+    started = http.post("/v1/policies/2/redecide", headers=admin)
+    assert (started.status_code, started.json()["redecided"]["cancelled_at"]) == (202, None)
+    again = http.post("/v1/policies/2/redecide", headers=admin)
+    assert (again.status_code, again.json()["error"]["details"]) == (409, {"version": 2})
+    stopped = http.delete("/v1/policies/2/redecide", headers=admin)
+    assert (stopped.status_code, stopped.json()["redecided"]["cancelled_at"] is None) == (200, False)
+    assert http.delete("/v1/policies/2/redecide", headers=admin).status_code == 409
+    assert http.post("/v1/policies/7/redecide", headers=admin).status_code == 404
+    assert http.post("/v1/policies/1/redecide", headers=admin).status_code == 409

@@ -233,3 +233,35 @@ def test_history_can_be_decided_again_on_saving_or_later_and_shows_how_far_it_is
     assert editor.post("/settings/policies/redecide").status_code == 303
     [first, second] = session.scalars(sa.select(models.AuditEntry).where(models.AuditEntry.action == "policy.redecide"))
     assert {first.target, second.target} == {"version 2", "version 3"}
+
+
+def test_deciding_again_is_stopped_from_the_page_that_shows_how_far_it_is_and_goes_on_when_asked_again(
+    editor: TestClient, console: TestClient, session: orm.Session, lay: Callable[..., None]
+) -> None:
+    lay(4, 0.08)
+    editor.post("/settings/policies/edit", data=form({"sim": "0.1"}) | {"history": "again"})
+    session.execute(sa.update(models.PolicyVersion).values(created_at=sa.func.now() - 2 * redecide.SETTLED))
+    redecide.step(session, 1)
+    session.commit()
+    page = editor.get("/settings/policies").text
+    assert '<progress max="100" value="25">' in page
+    assert "Stop it" in words(page)
+    assert "Decide history again" not in words(page)
+    assert "Stop it" not in words(console.get("/settings/policies").text), "a viewer"
+    assert console.post("/settings/policies/redecide/cancel").status_code == 403
+    refused = editor.post("/settings/policies/edit", data=form({"sim": "0.2"}, based_on=2) | {"history": "again"})
+    assert refused.status_code == 409
+    assert "History is being decided again under version 2 already (25% so far)" in words(refused.text)
+    answer = editor.post("/settings/policies/redecide/cancel")
+    assert answer.headers["location"] == "/settings/policies?done=cancelled"
+    page = words(editor.get(answer.headers["location"]).text)
+    assert "Deciding history again was stopped after 1 of about 4 outputs" in page
+    assert "Flagged 0 " in words(editor.get("/").text)
+    assert editor.post("/settings/policies/redecide/cancel").status_code == 409
+    assert editor.post("/settings/policies/redecide").status_code == 303
+    while redecide.step(session, 1):
+        pass
+    session.commit()
+    assert "CMER 100%" in words(editor.get("/").text)
+    actions = session.scalars(sa.select(models.AuditEntry.action).where(models.AuditEntry.target == "version 2")).all()
+    assert actions.count("policy.redecide_cancel") == 1

@@ -61,6 +61,28 @@ def create_policy(principal: deps.MayChangePolicies, session: deps.Session, sent
     return JSONResponse(_one(session, principal, made), 201)
 
 
+@router.post("/{version}/redecide", status_code=202)
+def decide_again(
+    principal: deps.MayChangePolicies, session: deps.Session, version: Annotated[int, Path(ge=1)]
+) -> JSONResponse:
+    """History under the version in force, for who saved it without; one that was cancelled goes on."""
+    policies.version(session, principal.project_id, version)
+    redecide.start(session, principal.project_id, version, principal.actor)
+    access.audit(session, principal.actor, "policy.redecide", f"version {version}", principal.project_id)
+    return JSONResponse(_one(session, principal, version), 202)
+
+
+@router.delete("/{version}/redecide")
+def cancel_deciding(
+    principal: deps.MayChangePolicies, session: deps.Session, version: Annotated[int, Path(ge=1)]
+) -> JSONResponse:
+    """Stop it where it stands: both versions stay readable, and rates read history as it was decided before."""
+    policies.version(session, principal.project_id, version)
+    redecide.cancel(session, principal.project_id, version)
+    access.audit(session, principal.actor, "policy.redecide_cancel", f"version {version}", principal.project_id)
+    return JSONResponse(_one(session, principal, version))
+
+
 @router.post("/preview")
 def preview(principal: deps.MaySeePolicies, session: deps.Session, sent: Rules) -> JSONResponse:
     """What these rules would have flagged over the last 7 days, per rule: exact, or from `least` to `most`."""
@@ -102,5 +124,6 @@ def _whole(row: models.PolicyVersion, again: redecide.Progress | None) -> dict[s
             "seen": again.seen,
             "total": again.total,
             "finished_at": again.finished_at.isoformat() if again.finished_at else None,
+            "cancelled_at": again.cancelled_at.isoformat() if again.cancelled_at else None,
         },
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -24,6 +24,8 @@ router = fastapi.APIRouter(route_class=pages.Page)
 PATH = "/settings/policies"
 DONE = {
     "saved": "The new version is in force. Outputs checked from now on are judged by it; what was counted stays.",
+    "cancelled": "Deciding history again is stopped. What was decided stays readable under its version; charts show "
+    "history as it was decided before. Started again, it goes on from there.",
     "again": "The new version is in force, and history is decided again under it: a worker begins within two minutes.",
 }
 
@@ -50,6 +52,7 @@ class Draft:
 def show_policies(request: Request, session: auth.Session, viewer: auth.Viewer) -> Response:
     rows = policies.versions(session, viewer.project_id, limit=51)
     checker = cmer_series.current_checker(session, viewer.project_id)
+    again = redecide.progress(session, viewer.project_id)
     earlier = [*rows[1:], None]
     history = [
         Version(row, policy_form.changes(before.rules if before else [], row.rules))
@@ -62,12 +65,19 @@ def show_policies(request: Request, session: auth.Session, viewer: auth.Viewer) 
         current=rows[0] if rows else None,
         rules=policy_form.rows_of(rows[0].rules) if rows else [],
         history=history[:50],
-        again=redecide.progress(session, viewer.project_id),
+        again=again,
+        may_decide_again=bool(rows) and rows[0].version > 1 and _may_decide_again(again, rows[0].version),
         checker=checker,
         misfit=policies.misfit(rows[0].version, rows[0].rules, checker) if rows else None,
         n_withheld=withheld.count(session, viewer.project_id),
         done=settings.done(request, DONE),
     )
+
+
+def _may_decide_again(again: Mapping[int, redecide.Progress], version: int) -> bool:
+    """Not while any runs, and not twice under one version."""
+    is_done = version in again and again[version].finished_at is not None
+    return not is_done and not any(job.is_running for job in again.values())
 
 
 @router.get(PATH + "/edit")
@@ -156,6 +166,13 @@ def _save(request: Request, session: orm.Session, viewer: access.Principal, draf
     if draft.decides_again:
         access.audit(session, viewer.actor, "policy.redecide", f"version {made}", viewer.project_id)
     return settings.back(PATH, "again" if draft.decides_again else "saved")
+
+
+@router.post(PATH + "/redecide/cancel")
+def cancel_deciding(session: auth.Session, viewer: Editor) -> Response:
+    version = redecide.cancel(session, viewer.project_id)
+    access.audit(session, viewer.actor, "policy.redecide_cancel", f"version {version}", viewer.project_id)
+    return settings.back(PATH, "cancelled")
 
 
 @router.post(PATH + "/redecide")
