@@ -56,9 +56,16 @@ _LATER = sa.text(
     "UPDATE image_fetches SET lease_token = NULL, lease_until = NULL, reason = :reason, attempts = attempts - :undo, "
     f"next_at = now() + make_interval(secs => :seconds) WHERE {_HELD}"
 )
+_PICTURES = sa.text(
+    "SELECT position, state, sha256, (SELECT images FROM events WHERE id = :event) AS brought "
+    "FROM image_fetches WHERE event_id = :event"
+)
 _READY = sa.text(
-    "UPDATE work SET state = 0, priority = 0, not_before = now(), refused = CAST(:refused AS text[]) "
-    f"WHERE event_id = :event AND state = {models.FETCHING}"
+    f"""
+    WITH shown AS (UPDATE events SET images = CAST(:images AS text[]) WHERE id = :event)
+    UPDATE work SET state = 0, priority = 0, not_before = now(), refused = CAST(:refused AS text[])
+    WHERE event_id = :event AND state = {models.FETCHING}
+    """
 )
 _COUNTS = sa.text(
     """
@@ -139,9 +146,9 @@ def fetched(session: orm.Session, claimed: Claimed, token: uuid.UUID, sha256: st
     _lock(session, claimed)
     if not _one(session, _FETCHED, claimed, token, sha256=sha256):
         return False
-    rows = of(session, claimed.event_id)
-    if all(row.state == "fetched" for row in rows):
-        _make_ready(session, claimed, rows, None)
+    pictures = session.execute(_PICTURES, {"event": claimed.event_id}).all()
+    if all(row.state == "fetched" for row in pictures):
+        _make_ready(session, claimed, pictures, None)
     return True
 
 
@@ -151,7 +158,7 @@ def failed(session: orm.Session, claimed: Claimed, token: uuid.UUID, reason: str
     if not _one(session, _FAILED, claimed, token, reason=reason):
         return False
     session.execute(_SKIP, {"event": claimed.event_id})
-    _make_ready(session, claimed, of(session, claimed.event_id), [reason])
+    _make_ready(session, claimed, session.execute(_PICTURES, {"event": claimed.event_id}).all(), [reason])
     return True
 
 
@@ -196,17 +203,13 @@ def _one(session: orm.Session, statement: sa.TextClause, claimed: Claimed, token
 
 
 def _make_ready(
-    session: orm.Session, claimed: Claimed, rows: Sequence[models.ImageFetch], refused: list[str] | None
+    session: orm.Session, claimed: Claimed, pictures: Sequence[sa.Row[Any]], refused: list[str] | None
 ) -> None:
     """The event gets the pictures that came, each in its place among those it brought itself."""
-    event = sa.select(models.Event.images).where(models.Event.id == claimed.event_id)
-    brought = iter(session.scalars(event).one_or_none() or [])
-    came = {row.position: row.sha256 for row in rows}
+    brought = iter(pictures[0].brought or [])
+    came = {row.position: row.sha256 for row in pictures}
     images: list[str] = []
     for position in range(max(came) + 1):
         sha256 = came[position] if position in came else next(brought, None)
         images += [sha256] if sha256 else []
-    session.execute(
-        sa.update(models.Event).where(models.Event.id == claimed.event_id).values(images=[*images, *brought])
-    )
-    session.execute(_READY, {"event": claimed.event_id, "refused": refused})
+    session.execute(_READY, {"event": claimed.event_id, "images": [*images, *brought], "refused": refused})

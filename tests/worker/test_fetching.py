@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy import orm
 
 from cmerwatch import blobs, checks, db, event_views, events, fetches, ledger, models, settings
 from cmerwatch_worker import fetching
@@ -479,3 +480,78 @@ def test_nothing_of_a_signed_address_is_logged(
         hurry()
         stack.wait_until(lambda: is_ready(event_id))
     assert "very-secret" not in caplog.text
+
+
+def test_one_address_twice_in_one_event_is_one_download_and_two_pictures(
+    server: Receiver, project_id: uuid.UUID, blob_store: blobs.BlobStore
+) -> None:
+    event_id = send(project_id, server.url, server.url)
+    with fetching_from(blob_store):
+        stack.wait_until(lambda: is_ready(event_id))
+    assert (len(server.got), len(images(event_id)), len(set(images(event_id)))) == (1, 2, 1)
+
+
+def test_an_orderly_stop_records_what_is_in_the_air(
+    server: Receiver, project_id: uuid.UUID, blob_store: blobs.BlobStore
+) -> None:
+    arrived, release = threading.Event(), threading.Event()
+
+    def slow(handler: BaseHTTPRequestHandler, got: Got) -> None:
+        arrived.set()
+        release.wait(30)
+        receiver.reply(handler, 200, PNG)
+
+    server.answer = slow
+    event_id = send(project_id, server.url)
+    made, stopping = fetching.Fetcher(settings.current(), blob_store), threading.Event()
+    thread = threading.Thread(target=made.run, args=(stopping,))
+    thread.start()
+    assert arrived.wait(20)
+    stopping.set()
+    release.set()
+    thread.join()
+    assert is_ready(event_id)
+
+
+def test_a_database_that_goes_away_is_waited_for(
+    server: Receiver, project_id: uuid.UUID, blob_store: blobs.BlobStore
+) -> None:
+    away = sa.text(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+
+    def cut(handler: BaseHTTPRequestHandler, got: Got) -> None:
+        """Every connection is gone when the picture is to be recorded."""
+        with db.SessionLocal() as session:
+            session.execute(away)
+        receiver.reply(handler, 200, PNG)
+
+    def is_there() -> bool:
+        with contextlib.suppress(sa.exc.OperationalError):  # the test's own connections were cut too
+            return is_ready(event_id)
+        return False
+
+    server.answer = cut
+    event_id = send(project_id, server.url)
+    with fetching_from(blob_store):
+        stack.wait_until(is_there)
+    assert len(server.got) == 1
+
+
+def test_one_that_cannot_be_recorded_harms_no_other(
+    server: Receiver, project_id: uuid.UUID, blob_store: blobs.BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = send(project_id, server.url + "/broken")
+    whole = [send(project_id, f"{server.url}/{number}") for number in range(5)]
+    fetched = fetches.fetched
+
+    def fail_for_one(session: orm.Session, claimed: fetches.Claimed, token: uuid.UUID, sha256: str) -> bool:
+        if claimed.event_id == broken:
+            raise RuntimeError("a fault of ours")
+        return fetched(session, claimed, token, sha256)
+
+    monkeypatch.setattr(fetches, "fetched", fail_for_one)
+    with fetching_from(blob_store):
+        stack.wait_until(lambda: all(map(is_ready, whole)))
+    assert work(broken).state == models.FETCHING

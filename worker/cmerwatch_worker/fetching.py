@@ -12,6 +12,7 @@ import threading
 import time
 import uuid
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -49,6 +50,15 @@ class Postponed:
 
 
 Landed = Stored | Lost | Later | Postponed
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """What became of a fetch, for one of the events that wait for it."""
+
+    claimed: fetches.Claimed
+    token: uuid.UUID
+    landed: Landed
 
 
 @dataclass(slots=True)
@@ -94,8 +104,8 @@ class Fetcher:
 
     def tick(self, *, may_claim: bool = True) -> int:
         """Record what has landed, then take off again; returns how many addresses were claimed."""
-        for future in [future for future in self._flying if future.done()]:
-            self._land(future)
+        if landed := [future for future in self._flying if future.done()]:
+            self._land(landed)
         return self._take_off() if may_claim else 0
 
     def close(self) -> None:
@@ -164,38 +174,58 @@ class Fetcher:
         self._store.put(one.project_id, picture.sha256, picture.data)
         return Stored(picture)
 
-    def _land(self, future: Future[Landed]) -> None:
-        """Each event on its own: the same lock order for all, and one that cannot be recorded harms no other."""
-        flight, landed = self._flying[future], future.result()
-        while flight.passengers:
-            one, token = flight.passengers[-1]
-            try:
-                self._record(one, token, landed)
-            except Away:
-                raise  # it is recorded once the database is back
-            except Exception as error:
-                log.error("a fetch could not be recorded, so it will be made again: %s", where(error))
-            flight.passengers.pop()
-            self._by_address.pop((one.project_id, one.url), None)
-        del self._flying[future]
+    def _land(self, futures: Sequence[Future[Landed]]) -> None:
+        """Record what came. After a failure each event is recorded on its own, so that one harms no other."""
+        came = [Arrival(*who, future.result()) for future in futures for who in self._flying[future].passengers]
+        try:
+            _record(came)
+        except Away:
+            raise  # it is recorded once the database is back
+        except Exception as error:
+            log.warning("%d fetches could not be recorded at once: %s", len(came), where(error))
+            for one in came:
+                _record_alone(one)
+        for future in futures:
+            for who, _ in self._flying.pop(future).passengers:
+                self._by_address.pop((who.project_id, who.url), None)
 
-    def _record(self, one: fetches.Claimed, token: uuid.UUID, landed: Landed) -> None:
-        with db.transaction() as session:
-            if not _noted(session, one, token, landed):
+
+def _record_alone(one: Arrival) -> None:
+    try:
+        _record([one])
+    except Away:
+        raise
+    except Exception as error:
+        log.error("a fetch could not be recorded, so it will be made again: %s", where(error))
+
+
+def _record(came: Sequence[Arrival]) -> None:
+    """In one transaction; repeated after a lost connection, it changes nothing that is recorded already."""
+    with db.transaction() as session:
+        _note(session, came)
+        for one in sorted(came, key=lambda one: (one.claimed.event_id, one.claimed.position)):
+            if not _noted(session, one):
                 log.info("a picture was fetched that nobody waits for any more, or under a lease that ran out")
-                session.rollback()
-                return
-            db.after_commit(session, queue.hint, "check")
+        db.after_commit(session, queue.hint, "check")
 
 
-def _noted(session: orm.Session, one: fetches.Claimed, token: uuid.UUID, landed: Landed) -> bool:
-    match landed:
+def _note(session: orm.Session, came: Sequence[Arrival]) -> None:
+    """Pictures before events, and both in order: as ingest takes them, so that nobody deadlocks."""
+    found: dict[uuid.UUID, dict[str, events.Picture]] = {}
+    for one in came:
+        if isinstance(one.landed, Stored):
+            found.setdefault(one.claimed.project_id, {})[one.landed.picture.sha256] = one.landed.picture
+    for project_id, pictures in sorted(found.items()):
+        events.note_images(session, project_id, [pictures[sha256] for sha256 in sorted(pictures)])
+
+
+def _noted(session: orm.Session, one: Arrival) -> bool:
+    match one.landed:
         case Stored(picture):
-            events.note_images(session, one.project_id, [picture])
-            return fetches.fetched(session, one, token, picture.sha256)
+            return fetches.fetched(session, one.claimed, one.token, picture.sha256)
         case Lost(reason):
-            return fetches.failed(session, one, token, reason)
+            return fetches.failed(session, one.claimed, one.token, reason)
         case Later(reason, seconds):
-            return fetches.again(session, one, token, reason, seconds)
+            return fetches.again(session, one.claimed, one.token, reason, seconds)
         case Postponed():
-            return fetches.postpone(session, one, token, STORE_SECONDS)
+            return fetches.postpone(session, one.claimed, one.token, STORE_SECONDS)
