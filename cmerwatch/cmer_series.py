@@ -68,11 +68,12 @@ class CmerRow:
 
 def current_checker(session: orm.Session, project_id: uuid.UUID) -> models.Checker | None:
     """The checker that counted this project's newest bucket; None before the first check."""
+    whole = models.Margin1h
     return session.scalar(
         sa.select(models.Checker)
-        .join(models.Rollup1h, models.Rollup1h.checker_id == models.Checker.id)
-        .where(models.Rollup1h.project_id == project_id)
-        .order_by(models.Rollup1h.bucket.desc(), models.Checker.id.desc())
+        .join(whole, whole.checker_id == models.Checker.id)
+        .where(whole.project_id == project_id, whole.dimension == "", ~whole.again)
+        .order_by(whole.bucket.desc(), models.Checker.id.desc())
         .limit(1)
     )
 

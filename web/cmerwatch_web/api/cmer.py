@@ -20,6 +20,8 @@ router = APIRouter(prefix="/v1", tags=["rates"])
 # What one answer may span: at most some ten thousand buckets.
 MOST = {"5m": dt.timedelta(days=31), "1h": dt.timedelta(days=400), "1d": dt.timedelta(days=3660)}
 
+MOST_ROWS = 10_000  # of one answer: four megabytes
+
 
 @router.get("/cmer")
 def get_cmer(
@@ -36,7 +38,8 @@ def get_cmer(
     """CMER by bucket and group, of the current checker unless another is named; the last 8 days by default.
 
     Each output counts as it was decided when it was checked; `policy_changes` says when that changed in the window.
-    With `policy_version` only that version's decisions count, and what another decided is `undecided`.
+    With `policy_version` only that version's decisions count, and what another decided is `undecided`. An answer of
+    more than 10 000 rows is refused: ask for wider buckets, a shorter time or a narrower slice.
     """
     known = ("from", "to", "bucket", "group_by", "checker", "policy_version", *shapes.DIMENSIONS)
     events.require_known(request, known)
@@ -56,7 +59,15 @@ def get_cmer(
         events.dimensions(request),
         checker_id=found.id if found else None,
         policy_version=None if policy_version is None else _policy(session, principal.project_id, policy_version),
+        most=MOST_ROWS + 1,
     )
+    if len(rows) > MOST_ROWS:
+        raise errors.Invalid(
+            f"This would answer with more than {MOST_ROWS:,} rows. Ask for a wider `bucket`, a shorter time between "
+            "`from` and `to`, fewer dimensions in `group_by`, or one value of a dimension.",
+            field="group_by" if groups else "bucket",
+            limit=MOST_ROWS,
+        )
     answer = {
         "from": first.isoformat(),
         "to": last.isoformat(),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+import uuid
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -50,10 +52,11 @@ class Table:
 @router.get("/")
 def overview(request: Request, session: auth.Session, viewer: auth.Viewer) -> Response:
     view = aligned(views.read(request.query_params))
-    bucket = series.bucket(view)[0]
-    counts = _read(session, viewer, view, bucket, "model_version")
-    total = series.add(counts, view.start)
     checker = cmer_series.current_checker(session, viewer.project_id)
+    read = Reader(session, viewer.project_id, checker.id if checker else None)
+    bucket = series.bucket(view)[0]
+    counts = read.counts(view, bucket, "model_version")
+    total = series.add(counts, view.start)
     context: dict[str, Any] = {
         "viewer": viewer,
         "view": view,
@@ -63,9 +66,9 @@ def overview(request: Request, session: auth.Session, viewer: auth.Viewer) -> Re
     }
     if not total.accepted and not view.filters and not has_events(session, viewer):
         return pages.render(request, "first_run.html", **context)
-    similarity = cmer_series.query(session, viewer.project_id, view.start, view.end, bucket, (), view.chosen)
+    similarity = read.rows(view, bucket)
     quartiles = series.add(similarity, view.start).sim_quartiles
-    made = series.make(counts, similarity, view, _palette(session, viewer, view))
+    made = series.make(counts, similarity, view, _palette(read, view, counts))
     changes = policies.changes(session, viewer.project_id, view.start, view.end)
     markers = [*made.markers, *series.policy_markers(changes)]
     shown_in_full = request.query_params.get("all")
@@ -78,7 +81,7 @@ def overview(request: Request, session: auth.Session, viewer: auth.Viewer) -> Re
         timeline=charts.timeline(made.bins, made.versions, markers, _summary(total, view)),
         quartiles=quartiles,
         quartiles_chart=charts.quartiles(made.bins, _similarity_summary(quartiles)),
-        tables=[_table(session, viewer, view, name, shown_in_full == name) for name in TABLES],
+        tables=[_table(read, view, name, shown_in_full == name) for name in TABLES],
     )
 
 
@@ -95,25 +98,48 @@ def has_events(session: orm.Session, viewer: access.Principal) -> bool:
     return session.scalar(found) is not None
 
 
-def _read(session: orm.Session, viewer: access.Principal, view: View, bucket: str, *by: str) -> list[CmerRow]:
-    """Counts only: the histograms, which cost most, are read once, for the quartiles."""
-    return cmer_series.query(
-        session, viewer.project_id, view.start, view.end, bucket, by, view.chosen, histograms=False
-    )
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """Reads the same project and checker for every chart and table of the page."""
+
+    session: orm.Session
+    project_id: uuid.UUID
+    checker_id: int | None
+
+    def counts(self, view: View, bucket: str, *by: str) -> list[CmerRow]:
+        """Counts only: the histograms, which cost most, are read once, for the quartiles."""
+        return self.rows(view, bucket, *by, histograms=False)
+
+    def rows(self, view: View, bucket: str, *by: str, histograms: bool = True) -> list[CmerRow]:
+        return cmer_series.query(
+            self.session,
+            self.project_id,
+            view.start,
+            view.end,
+            bucket,
+            by,
+            view.chosen,
+            checker_id=self.checker_id,
+            histograms=histograms,
+        )
 
 
-def _palette(session: orm.Session, viewer: access.Principal, view: View) -> list[str]:
-    """The versions with a colour of their own, by name. Of the whole project, so that a filter changes no colour."""
-    rows = _read(session, viewer, view.cleared(), "all", "model_version")
-    biggest = sorted(rows, key=lambda row: -row.accepted)[:VERSIONS]
-    return sorted((row.group["model_version"] for row in biggest), key=lambda name: (not name, name))
+def _palette(read: Reader, view: View, counts: Sequence[CmerRow]) -> list[str]:
+    """The versions with a colour of their own, by name. Of the whole project, so that a filter changes no colour;
+    `counts` are those of the page, by version."""
+    rows = read.counts(view.cleared(), "all", "model_version") if view.filters else counts
+    accepted: Counter[str] = Counter()
+    for row in rows:
+        accepted[row.group["model_version"]] += row.accepted
+    biggest = sorted(accepted, key=lambda name: (-accepted[name], name))[:VERSIONS]
+    return sorted(biggest, key=lambda name: (not name, name))
 
 
-def _table(session: orm.Session, viewer: access.Principal, view: View, dimension: str, in_full: bool) -> Table:
+def _table(read: Reader, view: View, dimension: str, in_full: bool) -> Table:
     """All values of the dimension within the rest of the slice, worst first: by the interval's lower end, because
     the rate alone would put one unlucky event of one on top."""
     around = view.widened(dimension)
-    rows = _read(session, viewer, around, "all", dimension)
+    rows = read.counts(around, "all", dimension)
     chosen = view.chosen.get(dimension)
     rows.sort(key=lambda row: (-row.cmer.interval[0] if row.n else 1.0, -(row.cmer.value or 0), -row.accepted))
     kept = rows if in_full else rows[:ROWS]
