@@ -31,16 +31,35 @@ class Made:
     secret: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What somebody entered of a configuration, with an address that the outbound guard lets through: `looked_up`
+    makes it."""
+
+    values: Mapping[str, str]
+
+
+def looked_up(values: Mapping[str, str], kind: str | None = None) -> Given:
+    """For whoever changes a channel, before their transaction begins: this may wait seconds for a resolver, and no row
+    and no connection should wait with it. Raises Invalid for an address that no message would be sent to, and for
+    whatever else is wrong where the kind is known already: that costs no question."""
+    if kind is not None:
+        _configured(kind, values)
+    if url := values.get("url", "").strip():
+        outbound.check(url, settings.current().allowed_targets)
+    return Given(dict(values))
+
+
 def create(
     session: orm.Session,
     principal: access.Principal,
     kind: str,
     name: str,
-    config: Mapping[str, str],
+    given: Given,
     min_severity: str = "info",
 ) -> Made:
-    """Raises Invalid naming the field: also for an address that the outbound guard would not let through."""
-    checked = _configured(kind, config)
+    """Raises Invalid naming the field."""
+    checked = _configured(kind, given.values)
     _require_name(name)
     _require_severity(min_severity)
     if len(listed(session, principal.project_id)) >= MOST:
@@ -71,12 +90,9 @@ def update(
     *,
     name: str | None = None,
     min_severity: str | None = None,
-    config: Mapping[str, str] | None = None,
+    given: Given | None = None,
 ) -> models.Channel:
     """Change what is given; a new configuration enables the channel again."""
-    if config:
-        # Before the row is locked: it may ask a resolver, and whoever records a message waits for the row.
-        _require_reachable(*_reconfigured(get(session, principal.project_id, channel_id), config))
     channel = _locked(session, principal, channel_id)
     if name is not None:
         _require_name(name)
@@ -84,20 +100,32 @@ def update(
     if min_severity is not None:
         _require_severity(min_severity)
         channel.min_severity = min_severity
+    config = given.values if given else {}
     if config:
         _reconfigure(channel, config)
         channel.disabled_at = channel.disabled_reason = None
-    given = {"name": name, "min_severity": min_severity, "config": config}
-    _audit(session, principal, "update", channel, fields=[field for field, value in given.items() if value])
+    changed = {"name": name, "min_severity": min_severity, "config": config}
+    _audit(session, principal, "update", channel, fields=[field for field, value in changed.items() if value])
     return channel
 
 
 def rotate_secret(session: orm.Session, principal: access.Principal, channel_id: uuid.UUID) -> Made:
-    """A webhook's new secret; the old one signs beside it for a day. Raises Invalid for other kinds."""
+    """A webhook's new secret; the old one signs beside it for a day, and until then there is no third: Conflict.
+
+    Raises Invalid for other kinds.
+    """
     channel = _locked(session, principal, channel_id)
     if channel.kind != "webhook":
         raise errors.Invalid("Only a webhook has a secret of ours to rotate.", field="kind")
-    config = webhook.rotated(_opened(channel), dt.datetime.now(dt.UTC))
+    known, now = _opened(channel), dt.datetime.now(dt.UTC)
+    if (until := webhook.old_until(known)) is not None and now < until:
+        raise errors.Conflict(
+            f"The secret before this one goes on signing until {until:%Y-%m-%d %H:%M} UTC, as its receivers were told; "
+            "rotate again after that. If a secret leaked, enter one of your own instead: that ends both at once.",
+            field="secret",
+            until=until.isoformat(),
+        )
+    config = webhook.rotated(known, now)
     channel.sealed_config = _sealed(channel.id, config)
     _audit(session, principal, "rotate_secret", channel)
     return Made(channel, config["secret"])
@@ -181,25 +209,12 @@ def _locked(session: orm.Session, principal: access.Principal, channel_id: uuid.
 def _configured(kind: str, given: Mapping[str, str]) -> notify.Config:
     if kind not in notify.KINDS:
         raise errors.Invalid(f"`kind` must be one of: {', '.join(notify.KINDS)}.", field="kind")
-    config = notify.KINDS[kind].configure(given)
-    _require_reachable(kind, config)
-    return config
-
-
-def _require_reachable(kind: str, config: notify.Config) -> None:
-    outbound.check(notify.KINDS[kind].url(config), settings.current().allowed_targets)
+    return notify.KINDS[kind].configure(given)
 
 
 def _reconfigure(channel: models.Channel, given: Mapping[str, str]) -> notify.Config:
-    kind, config = _reconfigured(channel, given)
-    channel.sealed_config = _sealed(channel.id, config)
-    channel.hint = notify.KINDS[kind].hint(config)
-    return config
-
-
-def _reconfigured(channel: models.Channel, given: Mapping[str, str]) -> tuple[str, notify.Config]:
-    """Its kind, and its configuration with what is given. What is not given stays, as far as it can be read: under a
-    lost secret key all of it is entered again."""
+    """With what is given. What is not given stays, as far as it can be read: under a lost secret key all of it is
+    entered again."""
     try:
         known = _opened(channel)
     except sealing.Unreadable:
@@ -210,7 +225,10 @@ def _reconfigured(channel: models.Channel, given: Mapping[str, str]) -> tuple[st
     config = notify.KINDS[channel.kind].configure({**kept, **given})
     # A new address does not end the day that the secret before the last goes on signing; a new secret does.
     rest = {} if "secret" in given else {name: value for name, value in known.items() if name not in _ENTERED}
-    return channel.kind, {**config, **rest}
+    config = {**config, **rest}
+    channel.sealed_config = _sealed(channel.id, config)
+    channel.hint = notify.KINDS[channel.kind].hint(config)
+    return config
 
 
 def _insert(

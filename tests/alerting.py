@@ -54,7 +54,9 @@ def principal(project_id: uuid.UUID, slug: str = "acme", role: str = "engineer")
 def channel(session: orm.Session, project_id: uuid.UUID, kind: str, url: str, **config: str) -> models.Channel:
     if kind == "pagerduty":
         config = {"routing_key": "R0123456789012345678901234567890"} | config
-    return channels.create(session, principal(project_id), kind, f"the {kind}", {"url": url} | config).channel
+    return channels.create(
+        session, principal(project_id), kind, f"the {kind}", channels.looked_up({"url": url} | config)
+    ).channel
 
 
 def opened(made: models.Channel) -> dict[str, str]:

@@ -47,6 +47,11 @@ def rotated(config: Config, at: dt.datetime) -> Config:
     return {"url": config["url"], "secret": make_secret(), **old}
 
 
+def old_until(config: Config) -> dt.datetime | None:
+    """Until when the secret before this one signs too; None where there was none."""
+    return dt.datetime.fromisoformat(config["old_until"]) if "old_secret" in config else None
+
+
 def url(config: Config) -> str:
     return config["url"]
 
@@ -92,7 +97,7 @@ def classify(status: int, headers: Mapping[str, str], body: bytes) -> Outcome:
 
 def _secrets(config: Config, at: dt.datetime) -> list[str]:
     found = [config["secret"]]
-    if "old_secret" in config and at < dt.datetime.fromisoformat(config["old_until"]):
+    if (until := old_until(config)) is not None and at < until:
         found.append(config["old_secret"])
     return found
 

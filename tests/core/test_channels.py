@@ -29,7 +29,9 @@ def webhook(committed: str) -> models.Channel:
 
 
 def move(session: orm.Session, project_id: uuid.UUID, channel_id: uuid.UUID) -> None:
-    channels.update(session, alerting.principal(project_id), channel_id, config={"url": f"{URL}/new"})
+    channels.update(
+        session, alerting.principal(project_id), channel_id, given=channels.looked_up({"url": f"{URL}/new"})
+    )
 
 
 def rotate(session: orm.Session, project_id: uuid.UUID, channel_id: uuid.UUID) -> None:

@@ -197,7 +197,9 @@ def test_an_error_of_the_old_configuration_leaves_a_mended_channel_on(
     """Somebody enters a new address while a message to the old one is in the air."""
     alerting.message(session, webhook, alert)
     [(claimed, token)] = claim(session)
-    channels.update(session, alerting.principal(project.id), webhook.id, config={"url": f"{URL}/new"})
+    channels.update(
+        session, alerting.principal(project.id), webhook.id, given=channels.looked_up({"url": f"{URL}/new"})
+    )
     session.flush()
     assert deliveries.record(session, claimed, token, Dead("The receiver answered 410.", disables=True), 410)
     session.refresh(webhook)
@@ -395,7 +397,7 @@ def test_a_resolve_uses_the_key_its_trigger_was_sent_with(
     attempt(session, Delivered())
     old = pagerduty.sealed_config
     key = {"routing_key": "N0123456789012345678901234567890"}
-    channels.update(session, alerting.principal(project.id), pagerduty.id, config=key)
+    channels.update(session, alerting.principal(project.id), pagerduty.id, given=channels.looked_up(key))
     alerting.message(session, pagerduty, alert, "resolved")
     claimed = attempt(session, Dead("PagerDuty answered 404.", disables=True), 404)
     assert claimed is not None
@@ -414,7 +416,7 @@ def test_a_firing_that_never_arrived_is_retried_with_the_mended_configuration(
     alerting.message(session, pagerduty, alert)
     attempt(session, Retry("no answer"), None)
     key = {"routing_key": "N0123456789012345678901234567890"}
-    channels.update(session, alerting.principal(project.id), pagerduty.id, config=key)
+    channels.update(session, alerting.principal(project.id), pagerduty.id, given=channels.looked_up(key))
     session.flush()
     claimed = attempt(session, Delivered())
     assert claimed is not None

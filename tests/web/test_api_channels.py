@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime as dt
+import json
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,7 +14,7 @@ import sqlalchemy as sa
 from fastapi.testclient import TestClient
 from sqlalchemy import orm
 
-from cmerwatch import models
+from cmerwatch import models, outbound, sealing
 from tests import alerting
 from tests.web.conftest import KeyMaker
 
@@ -187,6 +191,67 @@ def test_a_new_secret_signs_beside_the_old_one(http: TestClient, admin: dict[str
     config = alerting.opened(session.get_one(models.Channel, uuid.UUID(body["id"])))
     assert (config["secret"], config["old_secret"]) == (rotated["secret"], body["secret"])
     assert rotated["secret"] != body["secret"]
+
+
+def test_a_second_rotation_within_the_day_is_refused_so_that_the_first_secret_keeps_its_time(
+    http: TestClient, admin: dict[str, str], session: orm.Session
+) -> None:
+    body = made(http, admin)
+    path = f"/v1/channels/{body['id']}"
+    second = http.post(f"{path}/rotate-secret", headers=admin).json()["secret"]
+    again = http.post(f"{path}/rotate-secret", headers=admin)
+    assert again.status_code == 409
+    channel = session.get_one(models.Channel, uuid.UUID(body["id"]))
+    config = alerting.opened(channel)
+    assert (config["secret"], config["old_secret"]) == (second, body["secret"])
+    until = dt.datetime.fromisoformat(again.json()["error"]["details"]["until"])
+    assert f"{until:%Y-%m-%d %H:%M} UTC" in again.json()["error"]["message"]
+    # Once the day is over, the next one may come.
+    config["old_until"] = (dt.datetime.now(dt.UTC) - dt.timedelta(seconds=1)).isoformat()
+    channel.sealed_config = sealing.seal(json.dumps(config).encode(), f"channel:{channel.id}")
+    session.commit()
+    assert http.post(f"{path}/rotate-secret", headers=admin).status_code == 200
+    session.refresh(channel)
+    assert alerting.opened(channel)["old_secret"] == second
+
+
+@pytest.mark.parametrize("method", ["POST", "PATCH"])
+def test_a_name_is_looked_up_while_no_transaction_is_open(
+    http: TestClient, admin: dict[str, str], session: orm.Session, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """A resolver may take seconds, which no connection and no row should wait for."""
+    path = f"/v1/channels/{made(http, admin)['id']}" if method == "PATCH" else "/v1/channels"
+    begun: set[orm.Session] = set()
+    seen: list[int] = []
+    check = outbound.check
+
+    def ask(*args: Any) -> None:
+        seen.append(len(begun))
+        check(*args)
+
+    def begin(one: orm.Session, transaction: orm.SessionTransaction, connection: sa.Connection) -> None:
+        if one is not session:
+            begun.add(one)
+
+    def end(one: orm.Session, transaction: orm.SessionTransaction) -> None:
+        if transaction.parent is None:
+            begun.discard(one)
+
+    monkeypatch.setattr(outbound, "check", ask)
+    with watched(orm.Session, "after_begin", begin), watched(orm.Session, "after_transaction_end", end):
+        fields = {"url": "https://192.0.2.7/x"} | ({} if method == "PATCH" else {"kind": "webhook", "name": "x"})
+        answer = http.request(method, path, json=fields, headers=admin)
+    assert answer.status_code in (200, 201), answer.text
+    assert seen == [0]
+
+
+@contextlib.contextmanager
+def watched(target: Any, name: str, listener: Any) -> Iterator[None]:
+    sa.event.listen(target, name, listener)
+    try:
+        yield
+    finally:
+        sa.event.remove(target, name, listener)
 
 
 def test_a_new_address_leaves_the_old_secret_its_day(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import html
 import re
+import uuid
 from collections.abc import Callable
 
 import fastapi
@@ -13,7 +14,7 @@ import sqlalchemy as sa
 from fastapi.testclient import TestClient
 from sqlalchemy import orm
 
-from cmerwatch import access, models, people, settings
+from cmerwatch import access, alert_rules, audits, models, people, settings
 from cmerwatch_web import app as web
 
 PASSWORD = "correct horse battery"
@@ -313,7 +314,7 @@ def test_every_change_is_written_down_with_who_and_what(boss: TestClient, user: 
     key = made_key(boss.post("/settings/keys", data={"name": "captions", "scope": "read"}).text)
     boss.post(f"/settings/people/{user.id}/role", data={"role": "lead"})
     page = words(boss.get("/settings/audit").text)
-    assert f"user:boss key.create {key.split('_')[1]} name captions · scopes read" in page
+    assert "user:boss key.create key captions name captions · scopes read" in page
     assert "user:boss user.role ada role lead · before viewer" in page
     assert key not in page
 
@@ -334,6 +335,63 @@ def test_the_log_filters_and_pages_without_skipping(boss: TestClient, session: o
     assert sorted(seen) == sorted(f"n{number}" for number in range(130)), "ids of one millisecond are in no order"
     assert "test.other" not in words(boss.get("/settings/audit?actor=user:boss").text.split("<table")[1])
     assert boss.get("/settings/audit?cursor=x").status_code == 422
+
+
+def test_the_log_names_rules_channels_silences_and_keys_instead_of_their_ids(
+    boss: TestClient, session: orm.Session, project: models.Project, stranger: models.Project
+) -> None:
+    alert_rules.ensure_default(session, project.id)
+    rule = session.scalars(sa.select(models.AlertRule).where(models.AlertRule.project_id == project.id)).first()
+    alert_rules.ensure_default(session, stranger.id)
+    theirs = session.scalars(sa.select(models.AlertRule).where(models.AlertRule.project_id == stranger.id)).first()
+    assert rule is not None
+    assert theirs is not None
+    key = access.create_key(session, project.id, "night shift", ["admin"]).split("_")[1]
+    access.audit(session, f"key:{key}", "alert_rule.update", str(rule.id), project.id)
+    access.audit(session, "cli", "alert_rule.update", str(theirs.id), project.id)
+    access.audit(session, "cli", "key.revoke", key, project.id)
+    session.commit()
+    page = words(boss.get("/settings/audit").text)
+    assert f"key night shift alert_rule.update rule {rule.name}" in page
+    assert "cli key.revoke key night shift" in page
+    assert str(theirs.id) in page, "another project's names are not told"
+
+
+def test_refused_sign_ins_are_counted_by_account_and_minute_however_many(
+    boss: TestClient, app: fastapi.FastAPI, session: orm.Session, user: models.User, stranger: models.Project
+) -> None:
+    access.create_user(session, stranger.id, "eve", "Eve", "viewer")
+    session.commit()
+    anyone = TestClient(app, follow_redirects=False)
+    for login in ("ada", "ada", "ada", "eve", "nobody", "nobody else", "\u0000"):
+        assert anyone.post("/sign-in", data={"login": login, "password": "wrong, and wrong"}).status_code == 401
+    rows = {row.user_id: row.tries for row in session.scalars(sa.select(models.RefusedSignIns))}
+    assert rows == {user.id: 3, audits.NOBODY: 3, uuid.UUID(id_of(session, "eve")): 1}
+    page = words(boss.get("/settings/audit").text)
+    assert "Refused sign-ins: 3 tries with a wrong password" in page
+    assert "ada 3 testclient" in page
+    assert "eve 1" not in page
+    session.execute(sa.update(models.RefusedSignIns).values(minute=sa.func.now() - dt.timedelta(days=91)))
+    assert audits.purge(session) == 3
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        ("/settings/people", "login"),
+        ("/settings/keys", "name"),
+        ("/sign-in", "login"),
+        ("/settings/channels/{id}", "name"),
+    ],
+)
+def test_a_field_that_is_too_long_is_named_with_its_limit(boss: TestClient, path: str, field: str) -> None:
+    answer = boss.post(path.format(id=uuid.uuid4()), data={field: "x" * 100_000})
+    assert answer.status_code == 422
+    assert re.search(rf"`{field}` has more than [\d,]+ characters", html.unescape(answer.text))
+
+
+def test_an_address_that_cannot_be_is_still_not_found(boss: TestClient) -> None:
+    assert boss.post("/settings/people/x/role", data={"role": "viewer"}).status_code == 404
 
 
 def test_another_projects_log_is_not_shown_but_a_members_sign_in_is(

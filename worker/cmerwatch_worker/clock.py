@@ -9,7 +9,7 @@ import time
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
-from cmerwatch import db, models, partitions, people
+from cmerwatch import audits, db, models, partitions, people
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,9 @@ def purge() -> None:
     """
     with db.transaction() as session:
         if gone := people.purge(session):
-            log.info("purged %d sessions and sign-in links that were over", gone)
+            log.info("purged %d sessions, invitations and sign-in links that were over", gone)
+        if old := audits.purge(session):
+            log.info("purged %d old counts of refused sign-ins", old)
 
 
 def beat() -> None:

@@ -70,7 +70,8 @@ def get_channels(principal: deps.MayAlert, session: deps.Session) -> JSONRespons
 def post_channel(principal: deps.MayAlert, body: Body, session: deps.Session) -> JSONResponse:
     """A webhook's answer carries the secret its receiver verifies with; no other answer ever does."""
     sent = schemas.read(NewChannel, body)
-    made = channels.create(session, principal, sent.kind, sent.name, sent.config(), sent.min_severity)
+    given = channels.looked_up(sent.config(), sent.kind)  # while the session has not begun anything yet
+    made = channels.create(session, principal, sent.kind, sent.name, given, sent.min_severity)
     session.refresh(made.channel)
     return JSONResponse({**shown(made.channel), **({"secret": made.secret} if made.secret else {})}, 201)
 
@@ -84,9 +85,8 @@ def get_channel(channel: uuid.UUID, principal: deps.MayAlert, session: deps.Sess
 def patch_channel(channel: uuid.UUID, principal: deps.MayAlert, body: Body, session: deps.Session) -> JSONResponse:
     """A new address or key enables the channel again."""
     sent = schemas.read(Change, body)
-    changed = channels.update(
-        session, principal, channel, name=sent.name, min_severity=sent.min_severity, config=sent.config()
-    )
+    given = channels.looked_up(sent.config())  # while the session has not begun anything yet
+    changed = channels.update(session, principal, channel, name=sent.name, min_severity=sent.min_severity, given=given)
     if sent.enabled is not None:
         changed = (channels.enable if sent.enabled else channels.disable)(session, principal, channel)
     return JSONResponse(shown(changed))

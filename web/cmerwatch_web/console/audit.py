@@ -28,6 +28,8 @@ def show_log(
         "settings_audit.html",
         viewer=viewer,
         entries=page.entries,
+        called=audits.names(session, viewer.project_id, page.entries),
+        refused=audits.refused_sign_ins(session, viewer.project_id) if not cursor else [],
         actions=audits.actions(session, viewer.project_id),
         actors=audits.actors(session, viewer.project_id),
         action=action,

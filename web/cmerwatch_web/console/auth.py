@@ -16,7 +16,7 @@ from sqlalchemy import orm
 from starlette.requests import Request
 from starlette.responses import Response
 
-from cmerwatch import access, errors, models, people
+from cmerwatch import access, audits, errors, models, people
 from cmerwatch_web import deps
 from cmerwatch_web.console import pages, review_form, throttle
 
@@ -144,6 +144,7 @@ def sign_in(
         user = access.verify_password(session, login, password)
     except errors.Unauthenticated as error:
         log.warning("a sign-in from %s was refused", address)  # not the login, where people type passwords too
+        audits.refused_sign_in(session, login, address)
         return _form(request, next, 401, error.message, login, kept)
     tries.succeed(login, address)
     return _let_in(request, session, user, "password", next, kept)

@@ -88,9 +88,12 @@ def _create(request: Request, viewer: access.Principal, form: dict[str, Any]) ->
     values = {name: pages.storable(str(form[name])) for name in names if form.get(name)}
     shown = {name: value for name, value in values.items() if name not in ("secret", "routing_key")}
     wish = Wish(kind, pages.storable(str(form.get("name", ""))), str(form.get("min_severity", "info")), shown)
+    with settings.attempt() as problem:
+        given = channels.looked_up(values, kind)
     with db.transaction() as session:
-        with settings.attempt(session) as problem:
-            made = channels.create(session, viewer, kind, wish.name, values, wish.min_severity)
+        if not problem:
+            with settings.attempt(session) as problem:
+                made = channels.create(session, viewer, kind, wish.name, given, wish.min_severity)
         request.state.session = session
         if problem:
             return _page(request, session, viewer, wish, problem)
@@ -101,8 +104,7 @@ def _create(request: Request, viewer: access.Principal, form: dict[str, Any]) ->
 @router.post(PATH + "/{channel}")
 def change_channel(
     request: Request,
-    session: auth.Session,
-    viewer: Alerting,
+    viewer: Annotated[access.Principal, Depends(may_alert)],
     channel: uuid.UUID,
     name: Text = "",
     min_severity: Text = "",
@@ -111,14 +113,20 @@ def change_channel(
     secret: Text = "",
 ) -> Response:
     """Empty secret fields keep what is there."""
-    given = {"url": url, "routing_key": routing_key, "secret": secret}
-    config = {key: pages.storable(value.strip()) for key, value in given.items() if value.strip()}
-    with settings.attempt(session) as problem:
-        channels.update(
-            session, viewer, channel, name=pages.storable(name), min_severity=min_severity, config=config or None
-        )
-    if problem:
-        return _page(request, session, viewer, problem=problem, editing=channel)
+    entered = {"url": url, "routing_key": routing_key, "secret": secret}
+    config = {key: pages.storable(value.strip()) for key, value in entered.items() if value.strip()}
+    with settings.attempt() as problem:
+        given = channels.looked_up(config)
+    with db.transaction() as session:
+        request.state.session = session
+        channels.get(session, viewer.project_id, channel)
+        if not problem:
+            with settings.attempt(session) as problem:
+                channels.update(
+                    session, viewer, channel, name=pages.storable(name), min_severity=min_severity, given=given
+                )
+        if problem:
+            return _page(request, session, viewer, problem=problem, editing=channel)
     return settings.back(PATH, "saved")
 
 
@@ -150,7 +158,11 @@ def delete_channel(session: auth.Session, viewer: Alerting, channel: uuid.UUID) 
 @router.post(PATH + "/{channel}/rotate")
 def rotate_secret(request: Request, session: auth.Session, viewer: Alerting, channel: uuid.UUID) -> Response:
     """Answers with the new secret, once."""
-    return _page(request, session, viewer, made=channels.rotate_secret(session, viewer, channel), rotated=True)
+    with settings.attempt(session) as problem:
+        made = channels.rotate_secret(session, viewer, channel)
+    if problem:
+        return _page(request, session, viewer, problem=problem, editing=channel)
+    return _page(request, session, viewer, made=made, rotated=True)
 
 
 def _tested(session: orm.Session, viewer: access.Principal, test: str) -> models.Delivery | None:

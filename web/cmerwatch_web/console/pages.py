@@ -63,7 +63,7 @@ class Page(APIRoute):
             try:
                 return await handle(request)
             except RequestValidationError as error:
-                raise PageError(errors.NotFound("There is nothing at this address.")) from error
+                raise PageError(_misread(error)) from error
             except Exception as error:
                 known = web_errors.translated(error)
                 if known is None:
@@ -71,6 +71,22 @@ class Page(APIRoute):
                 raise PageError(known) from error
 
         return handle_page
+
+
+def _misread(error: RequestValidationError) -> errors.CmerwatchError:
+    """An address that cannot be is none of ours; a field of a form is named with its limit."""
+    for one in error.errors():
+        where, *rest = one["loc"]
+        if where == "path" or not rest:
+            return errors.NotFound("There is nothing at this address.")
+        field, limit = str(rest[-1]), one.get("ctx", {}).get("max_length")
+        if limit is not None:
+            return errors.Invalid(
+                f"`{field}` has more than {limit:,} characters, which is the most. Go back, shorten it and try again.",
+                field=field,
+                limit=limit,
+            )
+    return errors.Invalid(f"`{field}` could not be read. Go back and enter it again.", field=field)
 
 
 def install(app: fastapi.FastAPI) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,11 +53,12 @@ class Problem:
 
 
 @contextmanager
-def attempt(session: orm.Session) -> Iterator[Problem]:
-    """Runs the block in a savepoint; a refusal that the form can show undoes it and fills the Problem."""
+def attempt(session: orm.Session | None = None) -> Iterator[Problem]:
+    """Runs the block, in a savepoint where it writes; a refusal that the form can show undoes it and fills the
+    Problem."""
     problem = Problem()
     try:
-        with session.begin_nested():
+        with nullcontext() if session is None else session.begin_nested():
             yield problem
     except (errors.Invalid, errors.Conflict) as error:
         problem.message, problem.status = error.message, error.status
