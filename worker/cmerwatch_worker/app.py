@@ -188,10 +188,10 @@ def make_app(settings: Settings, checking: Checking) -> celery.Celery:
         """A hint: something may be ready."""
         with contextlib.suppress(Exception):  # the mark only spares hints; it goes by itself after a second
             marks.clear(stage)
+        checking.on_hint()
         try:
             checking.drain()
         except Exception as error:
             log.warning("a drain met an obstacle; polling tries again: %s", tasks.where(error))
 
     return app
-        checking.on_hint()
