@@ -18,6 +18,8 @@ from cmerwatch import blobs, checks, db, event_views, events, fetches, ledger, m
 from cmerwatch_worker import fetching
 from tests import factories, receiver, stack
 from tests.receiver import Got, Receiver, answering
+from tests.worker import stage
+from tests.worker.colours import Colours, frozen
 
 Configure = Callable[..., settings.Settings]
 PNG = factories.png()
@@ -555,3 +557,22 @@ def test_one_that_cannot_be_recorded_harms_no_other(
     with fetching_from(blob_store):
         stack.wait_until(lambda: all(map(is_ready, whole)))
     assert work(broken).state == models.FETCHING
+
+
+def test_an_event_whose_picture_never_came_is_checked_as_invalid_and_the_books_balance(
+    server: Receiver, project_id: uuid.UUID, blob_store: blobs.BlobStore
+) -> None:
+    """Also where another of its pictures came: the claim may be about the one that did not."""
+    server.answer = lambda handler, got: receiver.reply(handler, 404 if got.path == "/gone" else 200, PNG)
+    at = f"http://127.0.0.1:{server.port}"
+    ids = [send(project_id, f"{at}/here", f"{at}/gone"), send(project_id, f"{at}/here")]
+    with fetching_from(blob_store), stage.opened(settings.current(), blob_store, Colours(frozen())) as checking:
+        stack.wait_until(lambda: all(map(is_ready, ids)))
+        assert checking.drain() == 2
+    gone, here = (stage.check_of(event_id) for event_id in ids)
+    assert (gone["outcome"], gone["reasons"]) == ("invalid_image", ["image_url_404"])
+    assert here["outcome"] == "scored"
+    with db.SessionLocal() as session:
+        when = session.scalars(sa.select(models.Event.received_at).where(models.Event.id == ids[0])).one()
+        [hour] = ledger.hours(session, project_id, when, when)
+    assert (hour.accepted, hour.scored, hour.invalid_image, hour.waiting, hour.difference) == (2, 1, 1, 0, 0)
