@@ -7,7 +7,9 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from os import getpid
+from time import time as now
 from typing import Any, Unpack
 
 from cmerwatch.sdk import config, events, media, scope
@@ -28,37 +30,40 @@ class Client:
         self._config = config.resolve(api_key, server_url, options)
         self.enabled = self._config.transport is not None
         self._thread: threading.Thread | None
+        self._samples = self._config.sample_rate != 1.0
+        self._defaults = _defaults(self._config)
         self._start_afresh()
         _live.add(self)
 
     def record(self, **given: Unpack[Fields]) -> str:
-        """Queues one event and answers its id at once; the picture is read, hashed and sent by another thread,
-        so leave it and the lists as they are from here on. The id comes back even when the event was dropped."""
-        event_id = str(given.get("event_id") or events.new_id())
-        if not self.enabled:
-            return event_id
+        """Queues one event and answers its id at once; all of it is read, hashed and sent by another thread, so
+        leave the picture and the lists as they are from here on. The id comes back even when the event was dropped."""
+        event_id = ""
         try:
-            self._record(event_id, given)
+            event_id = given["event_id"] = str(given.get("event_id") or events.new_id())
+            if self.enabled:
+                self.take(functools.partial(self._given, given, scope.current()), _weigh(given))
         except Exception as error:
             self.swallow(error)
-        return event_id
+        return event_id or events.new_id()
 
     def take(self, fields: Late, size: int, start_thread: bool = True) -> None:
-        """One event of a hook. `fields` is called on the sending thread; until then it keeps `size` bytes of memory
-        alive. It gives the dimensions too: they were settled when the call began, a context of now is another's.
+        """One event. `fields` is called on the sending thread; until then it keeps `size` bytes of memory alive. It
+        gives the dimensions too: a context of then is another's.
 
         start_thread=False queues only, for callers that must not wait for a thread to start."""
         if not self.enabled:
             return
-        self._own_process()
-        late = functools.partial(self._complete, fields, time.time())
-        item = Item({}, EVENT_OVERHEAD_BYTES + size, late)
-        if self._config.sample_rate != 1.0:  # at once: what is not wanted must not push out what is
-            item.fields, item.late = late(), None
-            if not self._sampled(item.fields):
-                self._counts.drop("sampled_out")
-                return
-        self._queue(item, start_thread)
+        if self._pid != getpid():
+            self._after_fork()
+        item = Item(EVENT_OVERHEAD_BYTES + size, fields, now())
+        if self._samples and not self._sampled(item):
+            return
+        refusal = self._pending.put(item)
+        if refusal:
+            self._counts.drop(refusal)
+        elif start_thread and not self._served:
+            self._thread_runs()
 
     def capture(self, **given: Unpack[Fields]) -> Capture:
         """A `with` block that records one event when it ends well; set `output` on what it yields."""
@@ -70,7 +75,7 @@ class Client:
             self._own_process()
             if not self._pending.load[0]:
                 done = True
-            elif threading.current_thread() is self._thread or not self._thread_runs():
+            elif threading.current_thread() is self._thread or not (self._served or self._thread_runs()):
                 done = False  # before_send waiting for itself would wait for ever
             else:
                 done = self._pending.flush(timeout)
@@ -109,44 +114,35 @@ class Client:
             self._own_process()
             self._counts.drop(reason)
 
-    def _record(self, event_id: str, given: Fields) -> None:
-        self._own_process()
+    def _given(self, given: Fields, around: dict[str, Any]) -> dict[str, Any]:
+        """What `record` was given inside of the context `around`."""
         own = {name: value for name, value in given.items() if value is not None}
         if not own.keys() <= events.NAMES:
             unknown = ", ".join(sorted(own.keys() - events.NAMES))
             self._counts.warn(unknown, "cmerwatch: record() has no field named %s; it is ignored", unknown)
-        merged = self._defaulted({"occurred_at": time.time(), **scope.current(), **own, "event_id": event_id})
-        try:
-            events.glance(merged)
-        except Invalid as error:
-            self._counts.drop("invalid", detail=str(error))
-            return
-        if not self._sampled(merged):
-            self._counts.drop("sampled_out")
-            return
-        self._queue(Item(merged, _weigh(merged)))
+        return {**around, **own}
 
-    def _complete(self, fields: Late, at: float) -> dict[str, Any]:
-        """An event of a hook as `record` would have made it. Raises Invalid."""
-        own = {name: value for name, value in fields().items() if value is not None}
-        merged = self._defaulted({"occurred_at": at, "event_id": events.new_id(), **own})
+    def _complete(self, item: Item) -> dict[str, Any]:
+        """All that is known of an event. Raises Invalid."""
+        own = {name: value for name, value in item.late().items() if value is not None}
+        merged = {**self._defaults, "occurred_at": item.at, "event_id": events.new_id(), **own}
         events.glance(merged)
         return merged
 
-    def _defaulted(self, merged: dict[str, Any]) -> dict[str, Any]:
-        if self._config.environment is not None:
-            merged.setdefault("environment", self._config.environment)
-        return merged
+    def _sampled(self, item: Item) -> bool:
+        """At once: what is not wanted must not push out what is."""
+        try:
+            fields = self._complete(item)
+        except Invalid as error:
+            self._counts.drop("invalid", detail=str(error))
+            return False
+        item.late = lambda: fields
+        if self._wanted(fields):
+            return True
+        self._counts.drop("sampled_out")
+        return False
 
-    def _queue(self, item: Item, start_thread: bool = True) -> None:
-        refusal = self._pending.put(item)
-        if refusal:
-            self._counts.drop(refusal)
-            return
-        if start_thread:
-            self._thread_runs()
-
-    def _sampled(self, merged: dict[str, Any]) -> bool:
+    def _wanted(self, merged: dict[str, Any]) -> bool:
         """Decided by the request, so that retries and a second hook on the same call decide alike."""
         if "sample_rate" in merged:  # the app sampled already and says at which rate
             return True
@@ -173,18 +169,25 @@ class Client:
                 return True
             if self._sender is None or sys.is_finalizing():
                 return False
-            self._thread = threading.Thread(target=self._sender.run, name="cmerwatch", daemon=True)
+            self._thread = threading.Thread(target=self._serve, args=(self._sender,), name="cmerwatch", daemon=True)
+            self._served = True
             try:
                 self._thread.start()
             except RuntimeError as error:  # Python starts no threads while it shuts down, nor over the ulimit
                 self._counts.warn("thread", "cmerwatch: the sending thread could not start: %s", error)
-                self._thread = None
+                self._thread, self._served = None, False
                 return False
             return True
 
+    def _serve(self, sender: Sender) -> None:
+        try:
+            sender.run()
+        finally:
+            self._served = False
+
     def _own_process(self) -> None:
         # Forks that skip Python's hooks (uWSGI) are seen here.
-        if self._pid != os.getpid():
+        if self._pid != getpid():
             self._after_fork()
 
     def _after_fork(self) -> None:
@@ -195,15 +198,21 @@ class Client:
 
     def _start_afresh(self) -> None:
         settings = self._config
-        self._pid = os.getpid()
+        self._pid = getpid()
         self._starting = threading.RLock()
         self._thread = None
+        self._served = False  # asking a thread whether it is alive takes longer than all else there is to put
         self._counts = Counts()
         self._pending = Pending(settings.queue_max_bytes, settings.queue_max_events, self._counts)
         self._sender: Sender | None = None
         if settings.transport is not None:
             self._sender = Sender(
-                settings.transport, self._pending, self._counts, settings.before_send, settings.flush_interval
+                settings.transport,
+                self._pending,
+                self._counts,
+                self._complete,
+                settings.before_send,
+                settings.flush_interval,
             )
 
     def swallow(self, error: Exception) -> None:
@@ -213,13 +222,21 @@ class Client:
         self._counts.drop("internal", detail=type(error).__name__)
 
 
-def _weigh(given: Mapping[str, Any]) -> int:
-    """Bytes of memory the event keeps alive while it waits; O(1) in all of them."""
-    size = EVENT_OVERHEAD_BYTES + sys.getsizeof(given["output"]) + sys.getsizeof(given.get("prompt"))
-    size += media.weigh(given["image"]) if "image" in given else sum(map(media.weigh, given["images"]))
-    if "logprobs" in given:
+def _defaults(settings: config.Config) -> dict[str, Any]:
+    """What an event has that does not say otherwise."""
+    found: dict[str, Any] = {} if settings.environment is None else {"environment": settings.environment}
+    return found if settings.sample_rate != 1.0 else {**found, "sample_rate": 1.0}
+
+
+def _weigh(given: Fields) -> int:
+    """Bytes of memory what `record` was given keeps alive while it waits; O(1) in all of them."""
+    size = sys.getsizeof(given.get("output")) + sys.getsizeof(given.get("prompt")) + media.weigh(given.get("image"))
+    images = given.get("images")
+    if isinstance(images, (list, tuple)):
+        size += sum(map(media.weigh, images))
+    if given.get("logprobs") is not None:
         size += 32 * _length(given["logprobs"])  # a float and its slot in the list
-    if "tokens" in given:
+    if given.get("tokens") is not None:
         size += 64 * _length(given["tokens"])  # a short string and its slot
     return size
 

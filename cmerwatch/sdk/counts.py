@@ -49,15 +49,15 @@ class Counts:
         """detail: what was wrong, naming the field; never its value."""
         if not events:
             return
+        # An event that the app built wrongly is a bug to see at once; a full queue is not news twice a minute.
+        topic = f"{reason}: {detail}" if detail else reason
         with self._lock:
             self._dropped[reason] = total = self._dropped.get(reason, 0) + events
             if detail:
-                self._last_error = f"{reason}: {detail}"
-        if reason in WANTED:
-            return
-        # An event that the app built wrongly is a bug to see at once; a full queue is not news twice a minute.
-        topic = f"{reason}: {detail}"
-        self.warn(topic, "cmerwatch: dropped %d event(s) so far (%s)", total, topic.removesuffix(": "))
+                self._last_error = topic
+            news = reason not in WANTED and self._is_news(topic)
+        if news:
+            log.warning("cmerwatch: dropped %d event(s) so far (%s)", total, topic)
 
     def failed(self, error: str) -> None:
         with self._lock:
@@ -65,14 +65,19 @@ class Counts:
 
     def warn(self, topic: str, message: str, *args: object) -> None:
         """Logs at most one line a minute for each topic."""
-        now = time.monotonic()
         with self._lock:
-            if now - self._warned.get(topic, -WARN_EVERY_SECONDS) < WARN_EVERY_SECONDS:
-                return
-            if len(self._warned) > 256:
-                self._warned.clear()
-            self._warned[topic] = now
-        log.warning(message, *args)
+            news = self._is_news(topic)
+        if news:
+            log.warning(message, *args)
+
+    def _is_news(self, topic: str) -> bool:
+        now = time.monotonic()
+        if now - self._warned.get(topic, -WARN_EVERY_SECONDS) < WARN_EVERY_SECONDS:
+            return False
+        if len(self._warned) > 256:
+            self._warned.clear()
+        self._warned[topic] = now
+        return True
 
     def snapshot(self, queued_events: int, queued_bytes: int) -> Stats:
         with self._lock:

@@ -46,27 +46,21 @@ def current() -> dict[str, Any]:
     return _current.get()
 
 
-# A list emptied when the recording ends: a task started meanwhile keeps its copy of the context for as long as it runs.
+# Set while an answer is being recorded from outside, and hooks are to record nothing. A list, emptied when the
+# recording ends: a task started meanwhile keeps its copy of the context for as long as it runs.
 Recording = list[bool]
-_recording: ContextVar[Recording | None] = ContextVar("cmerwatch_recording", default=None)
-
-
-def recording() -> bool:
-    """Whether hooks are to record nothing, because the answer is being recorded from outside already."""
-    return bool(_recording.get())
+recording: ContextVar[Recording | None] = ContextVar("cmerwatch_recording", default=None)
 
 
 def begin_recording() -> tuple[Recording, Token[Recording | None]]:
     mark = [True]
-    return mark, _recording.set(mark)
+    return mark, recording.set(mark)
 
 
 def end_recording(begun: tuple[Recording, Token[Recording | None]]) -> None:
     begun[0].clear()
-    try:  # noqa: SIM105  (suppress() takes longer than all the rest)
-        _recording.reset(begun[1])
-    except ValueError:  # as in Context
-        pass
+    with contextlib.suppress(ValueError):  # as in Context
+        recording.reset(begun[1])
 
 
 def known(dimensions: Mapping[str, Any], caller: str) -> dict[str, Any]:

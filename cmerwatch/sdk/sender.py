@@ -44,12 +44,14 @@ class Sender:
         transport: Transport,
         pending: Pending,
         counts: Counts,
+        complete: Callable[[Item], dict[str, Any]],
         before_send: BeforeSend | None,
         flush_interval: float,
     ) -> None:
         self._transport = transport
         self._pending = pending
         self._counts = counts
+        self._complete = complete
         self._before_send = before_send
         self._flush_interval = flush_interval
         self._known = Known()
@@ -89,7 +91,7 @@ class Sender:
     def _prepare(self, item: Item) -> Prepared | None:
         """None when the event is dropped here."""
         try:
-            event = self._redact(_build(item))
+            event = self._redact(_build(self._complete(item)))
             item.prepared = _pack(event)
         except Invalid as error:
             self._drop(item, "invalid", str(error))
@@ -101,7 +103,7 @@ class Sender:
             self.crash = error
             self._drop(item, "internal", type(error).__name__)
             return None
-        item.fields, item.late = {}, None  # the picture as the app gave it may go
+        item.late = dict  # the picture as the app gave it may go
         self._pending.resize(item, _upload_size(item.prepared) + 1000)  # 1000: the objects around it
         return item.prepared
 
@@ -210,8 +212,7 @@ class Sender:
             self._pending.settle(item)
 
 
-def _build(item: Item) -> Event:
-    given = item.late() if item.late is not None else item.fields
+def _build(given: dict[str, Any]) -> Event:
     sources = given["images"] if "images" in given else [given["image"]]
     return events.build(given, [media.load(source) for source in sources])
 

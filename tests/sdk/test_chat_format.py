@@ -23,9 +23,15 @@ def system(words: str, role: str = "system") -> dict[str, Any]:
     return {"role": role, "content": words}
 
 
+def said(tokens: list[str], logprobs: list[float]) -> Answer:
+    answer = Answer()
+    answer.tokens, answer.logprobs = tokens, logprobs
+    return answer
+
+
 def found(messages: Any) -> tuple[list[str], str] | None:
-    question = chat.question(messages)
-    return None if question is None else ([picture["url"] for picture in question.pictures], question.prompt)
+    question = chat.question({"messages": messages})
+    return question and (question[0], "\n".join(question[1]))
 
 
 @pytest.mark.parametrize(
@@ -66,18 +72,19 @@ json_values = st.recursive(
 
 @given(json_values)
 def test_a_question_of_any_shape_is_read_or_left(messages: Any) -> None:
-    question = chat.question(messages)
-    assert question is None or all(isinstance(picture["url"], str) for picture in question.pictures)
+    for body in ({"messages": messages}, messages):
+        question = chat.question(body)
+        assert question is None or all(isinstance(url, str) for url in question[0])
 
 
 tokens = st.lists(st.text(min_size=1, max_size=4), min_size=1, max_size=8)
 
 
-@given(thoughts=tokens, said=tokens)
-def test_tokens_of_thoughts_before_the_output_are_left_out(thoughts: list[str], said: list[str]) -> None:
-    output = "".join(said)
-    every = [*thoughts, *said]
-    measured = chat.confidence(Answer(tokens=every, logprobs=[-float(n) for n in range(len(every))]), output)
+@given(thoughts=tokens, words=tokens)
+def test_tokens_of_thoughts_before_the_output_are_left_out(thoughts: list[str], words: list[str]) -> None:
+    output = "".join(words)
+    every = [*thoughts, *words]
+    measured = chat.confidence(said(every, [-float(n) for n in range(len(every))]), output)
     assert measured is not None
     kept, logprobs = measured
     assert "".join(kept).startswith(output) or kept == every
@@ -85,12 +92,12 @@ def test_tokens_of_thoughts_before_the_output_are_left_out(thoughts: list[str], 
 
 
 def test_thoughts_are_cut_exactly_where_the_output_begins() -> None:
-    answer = Answer(tokens=["Let me", " see. ", "A", " dog"], logprobs=[-3.0, -2.0, -0.5, -0.25])
+    answer = said(["Let me", " see. ", "A", " dog"], [-3.0, -2.0, -0.5, -0.25])
     assert chat.confidence(answer, "A dog") == (["A", " dog"], [-0.5, -0.25])
 
 
 def test_tokens_that_do_not_spell_the_output_are_all_kept() -> None:
-    answer = Answer(tokens=["A ", "\\xf0\\x9f", "\\x90\\xb6"], logprobs=[-3.0, -2.0, -0.5])
+    answer = said(["A ", "\\xf0\\x9f", "\\x90\\xb6"], [-3.0, -2.0, -0.5])
     assert chat.confidence(answer, "A 🐶") == (answer.tokens, answer.logprobs)
 
 
@@ -108,13 +115,13 @@ def test_tokens_that_do_not_spell_the_output_are_all_kept() -> None:
     ],
 )
 def test_odd_numbers_become_what_they_mean_or_nothing(given: Any, expected: Any) -> None:
-    measured = chat.confidence(Answer(tokens=["t"] * len(given), logprobs=given), "t" * len(given))
+    measured = chat.confidence(said(["t"] * len(given), given), "t" * len(given))
     assert (measured and measured[1]) == expected
 
 
 @given(st.lists(st.floats(), min_size=1, max_size=8))
 def test_what_is_kept_is_always_what_the_server_takes(given: list[float]) -> None:
-    measured = chat.confidence(Answer(tokens=["t"] * len(given), logprobs=given), "t" * len(given))
+    measured = chat.confidence(said(["t"] * len(given), given), "t" * len(given))
     if measured is not None:
         assert len(measured[0]) == len(measured[1]) == len(given)
         assert all(chat.LOWEST <= value <= 0 for value in measured[1])
@@ -131,7 +138,7 @@ def _chunk(entries: list[tuple[str, float]] | None, index: int = 0) -> Any:
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.lists(st.tuples(st.text(max_size=3), st.floats(-9, 0)), max_size=3))))
 def test_chunks_add_up_for_each_choice_however_they_are_cut(chunks: list[Any]) -> None:
-    reply = chat.Reply()
+    reply = chat.Reply({}, {})
     for index, entries in chunks:
         reply.add(_chunk(entries or None, index))
         reply.add(SimpleNamespace(choices=[], usage="the last"))

@@ -18,6 +18,10 @@ def event(**fields: Any) -> Any:
     return {"image": b"picture", "prompt": "p", "output": "A secret.", "endpoint": "/describe", **fields}
 
 
+def explode(*args: Any) -> None:
+    raise ZeroDivisionError
+
+
 def test_without_a_key_one_warning_and_then_silence(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,17 +127,29 @@ def test_a_bug_on_the_sending_thread_is_counted_and_the_thread_goes_on(caplog: p
     assert "secret" not in caplog.text
 
 
-def test_a_bug_in_record_is_counted_or_with_debug_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    def explode(*args: Any) -> None:
-        raise ZeroDivisionError
-
-    monkeypatch.setattr("cmerwatch.sdk.events.glance", explode)
+@pytest.mark.parametrize("step", ["cmerwatch.sdk.client._weigh", "cmerwatch.sdk.pending.Pending.put"])
+def test_a_bug_on_the_apps_thread_is_counted_or_with_debug_raised(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step, explode)
     quiet = cmerwatch.Client(transport=MemoryTransport(), debug=False)
     assert quiet.record(**event())
     assert quiet.stats().dropped == {"internal": 1}
     loud = cmerwatch.Client(transport=MemoryTransport())
     with pytest.raises(ZeroDivisionError):
         loud.record(**event())
+    quiet.shutdown(0)
+    loud.shutdown(0)
+
+
+def test_a_bug_in_reading_an_event_is_counted_or_with_debug_raised_by_flush(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cmerwatch.sdk.events.glance", explode)
+    quiet = cmerwatch.Client(transport=MemoryTransport(), debug=False)
+    assert quiet.record(**event())
+    assert quiet.flush(10)
+    assert quiet.stats().dropped == {"internal": 1}
+    loud = cmerwatch.Client(transport=MemoryTransport())
+    loud.record(**event())
+    with pytest.raises(ZeroDivisionError):
+        loud.flush(10)
     quiet.shutdown(0)
     loud.shutdown(0)
 

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import cmerwatch
-from cmerwatch.sdk import api, client, scope
+from cmerwatch.sdk import api, client, events, pending, scope
 from cmerwatch.sdk.hooks import calls, chat, streams
 from cmerwatch.sdk.hooks import openai as openai_hook
 from cmerwatch.sdk.testing import MemoryTransport
@@ -21,7 +21,7 @@ from tests.sdk.openai_apps import asking, async_client, sync_client
 
 Step = tuple[Any, str]
 # What runs around the app's own call and holds the guards; everything it calls is a step that may fail.
-SHELL = {"attempt", "_passed", "_finish_all"}
+SHELL = {"attempt", "failed", "_passed", "_finish_all"}
 WAYS = [apps.create, apps.stream_in_with, apps.helper, apps.raw, apps.raw_stream, apps.with_options]
 ASYNC_WAYS = [apps.acreate, apps.astream, apps.astreaming_response]
 REQUEST: dict[str, Any] = {"model": "toy-vlm", "messages": asking()}
@@ -36,8 +36,8 @@ def _functions(owner: Any) -> Iterator[Step]:
 
 def _steps() -> list[Step]:
     found: list[Step] = [
-        (client.Client, "take"), (client.Client, "_complete"), (client.Client, "_queue"), (client.Client, "drop"),
-        (scope, "current"), (scope, "recording"), (scope, "begin_recording"), (scope, "end_recording"),
+        (client.Client, "take"), (client.Client, "drop"), (scope, "current"), (events, "glance"),
+        (pending.Pending, "put"), (pending.Item, "__init__"),
     ]  # fmt: skip
     for module in (openai_hook, streams, calls, chat):
         found += [step for step in _functions(module) if getattr(*step).__module__ == module.__name__]
@@ -91,7 +91,7 @@ def quiet() -> Iterator[MemoryTransport]:
     cmerwatch.shutdown(10)
     api._client = None
     openai_hook._without_logprobs.clear()
-    scope._recording.set(None)  # one of the faults leaves it on
+    scope.recording.set(None)  # one of the faults leaves it on
 
 
 @pytest.mark.parametrize("step", STEPS, ids=_name)
@@ -129,8 +129,8 @@ def test_most_steps_are_on_the_way_of_these_calls(
     results(models, lambda client: cmerwatch.wrap(client, endpoint="/describe"))
     unused = {name for name, fault in faults.items() if not fault.reached}
     # Only for logprobs refused, out of range or absent, and for a chunk that could not be read.
-    assert unused <= {"Client.drop", "Request.gives_up_logprobs", "chat._repair", "chat._thoughts",
-                      "chat.confidence", "Reading.abort"}  # fmt: skip
+    assert unused <= {"Client.drop", "Hook._ask_for_logprobs", "Request.gives_up_logprobs", "chat._repair",
+                      "chat._thoughts", "chat.confidence", "Reading.abort"}  # fmt: skip
 
 
 @given(step=st.sampled_from(STEPS), at=st.integers(0, 12), way=st.sampled_from(WAYS))
@@ -139,7 +139,7 @@ def test_a_step_that_fails_once_leaves_no_event_with_a_hole(
     step: Step, at: int, way: Any, models: ModelServer, quiet: MemoryTransport
 ) -> None:
     quiet.clear()
-    scope._recording.set(None)
+    scope.recording.set(None)
     with sync_client(models) as plain, pytest.MonkeyPatch.context() as patch:
         expected = way(plain, {**REQUEST, "logprobs": True})
         Fault(patch, step, at)

@@ -11,10 +11,11 @@ import pytest
 
 import cmerwatch
 from cmerwatch.sdk import api
-from cmerwatch.sdk.hooks import calls, chat, streams
+from cmerwatch.sdk.hooks import calls, streams
+from cmerwatch.sdk.hooks import openai as openai_hook
 from tests.sdk import openai_apps as apps
 from tests.sdk.model_server import Behaviour, ModelServer, Say
-from tests.sdk.openai_apps import asking, async_client, sync_client
+from tests.sdk.openai_apps import asking, async_client, request, sync_client
 from tests.sdk.test_processes import run
 
 Recorded = Callable[[], list[dict[str, Any]]]
@@ -304,8 +305,9 @@ def test_a_response_closed_by_the_library_before_its_last_chunk_loses_nothing(
 ) -> None:
     stream = EagerStream(list(begin(sync_client(models))))
     settings = calls.Settings(api._current, {"endpoint": "/describe"}, False)
-    question = chat.Question([{"url": apps.data_uri()}], "?")
-    streams.watch(stream, calls.Call(settings, question, {}, "not_requested"))
+    call = openai_hook.Request(settings, {})
+    assert call.ask(request())
+    streams.watch(stream, call)
     assert len(list(stream._iterator)) > 2
     [event] = recorded()
     assert event["output"] == "A red circle."

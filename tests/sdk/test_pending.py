@@ -17,7 +17,7 @@ def queue(max_bytes: int = 1000, max_events: int = 10) -> tuple[Pending, Counts]
 
 
 def put(pending: Pending, name: str, size: int = 10) -> Item:
-    item = Item({"name": name}, size)
+    item = Item(size, lambda: {"name": name}, 0.0)
     assert pending.put(item) == ""
     return item
 
@@ -25,7 +25,7 @@ def put(pending: Pending, name: str, size: int = 10) -> Item:
 def names(pending: Pending) -> list[Any]:
     taken = []
     while (item := pending.take(timeout=0)) is not None:
-        taken.append(item.fields["name"])
+        taken.append(item.late()["name"])
     return taken
 
 
@@ -48,7 +48,7 @@ def test_the_oldest_go_when_there_are_too_many() -> None:
 def test_an_event_larger_than_the_queue_pushes_nobody_out() -> None:
     pending, _ = queue(max_bytes=30)
     put(pending, "a")
-    assert pending.put(Item({}, 31)) == "too_large"
+    assert pending.put(Item(31, dict, 0.0)) == "too_large"
     assert names(pending) == ["a"]
 
 
@@ -102,7 +102,7 @@ def test_an_abandoned_queue_drops_what_comes_back_to_it() -> None:
     pending.put_back([sending])
     assert pending.load == (0, 0)
     assert counts.snapshot(0, 0).dropped == {"shutdown": 2}
-    assert pending.put(Item({}, 1)) == "shutdown"
+    assert pending.put(Item(1, dict, 0.0)) == "shutdown"
     assert pending.take(timeout=None) is None
 
 

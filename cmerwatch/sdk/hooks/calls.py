@@ -1,10 +1,8 @@
 """One watched call, from its request to the events of its answer. Nothing here may reach the app as an error."""
 
-import functools
-import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from cmerwatch.sdk import scope
@@ -26,69 +24,95 @@ class Settings:
 
 
 def attempt(settings: Settings, work: Callable[..., T], *given: Any) -> T | None:
-    """The only way from the app's calls into our code: what raises there is counted, and None comes back."""
+    """The way from the app's calls into our code: what raises there is counted, and None comes back."""
     try:
         return work(*given)
     except Exception as error:
-        settings.client().swallow(error)
+        failed(settings, error)
         return None
 
 
+def failed(settings: Settings, error: Exception) -> None:
+    """For an `except` of one's own, where a call of `attempt` would take too long."""
+    settings.client().swallow(error)
+
+
 class Call:
-    """A request that shows pictures. `status` says why there is no confidence, should none come."""
+    """One request that shows pictures. `status` says why there is no confidence, should none come. Times are those of the
+    performance counter, in seconds."""
 
-    def __init__(self, settings: Settings, question: chat.Question, body: dict[str, Any], status: str) -> None:
-        self.settings = settings
-        self.status = status
-        self._question = question
-        # Of now: a stream may end in another context, or none.
-        self._dimensions = {**settings.dimensions, **scope.current()}
-        self._parameters = [(name, body.get(name)) for name in chat.PARAMETERS]  # the body holds all pictures so far
-        self._begun = time.perf_counter()
+    settings: Settings
+    begun: float
+    first_at = 0.0  # when the first chunk of a stream came
+    ended_at = 0.0
+    pictures: list[str]  # their addresses
+    words: list[str]  # the prompt, in pieces
+    around: dict[str, Any]  # the context of the call
+    parameters: tuple[Any, ...]
+    status = "unsupported_by_provider"
 
-    def elapsed_ms(self) -> int:
-        return round((time.perf_counter() - self._begun) * 1000)
+    def ask(self, body: dict[str, Any]) -> bool:
+        """Takes what an event needs of the request, and copies no text; False when it shows no picture."""
+        asked = chat.question(body)
+        if asked is None:
+            return False
+        self.pictures, self.words = asked
+        self.around = scope.current()  # of now: a stream may end in another context, or none
+        self.parameters = (body.get("temperature"), body.get("top_p"), body.get("seed"))
+        return True
 
-    def record(self, reply: chat.Reply, timing: dict[str, Any], start_thread: bool = True) -> None:
+    def record(self, reply: chat.Reply, start_thread: bool = True) -> None:
         """One event for each choice that says something. Only references are taken here."""
         client = self.settings.client()
+        size = 0
+        for text in self.words:
+            size += 4 * len(text)  # the most bytes of a character
+        for url in self.pictures:
+            size += len(url) if url.isascii() else 4 * len(url)
         for answer in reply.answers.values():
             output = "".join(answer.text) or "".join(answer.refusal)
             if not output or output.isspace():  # it called a tool, or was cut off before the first word
                 client.drop("no_output")
                 continue
-            size = self._question.size() + sys.getsizeof(output) + chat.TOKEN_BYTES * len(answer.tokens)
-            client.take(functools.partial(self._fields, reply, answer, output, timing), size, start_thread)
+            own = 4 * len(output) + chat.TOKEN_BYTES * len(answer.tokens)
+            client.take(partial(self._fields, reply, answer, output), size + own, start_thread)
 
-    def _fields(self, reply: chat.Reply, answer: chat.Answer, output: str, timing: dict[str, Any]) -> dict[str, Any]:
+    def _fields(self, reply: chat.Reply, answer: chat.Answer, output: str) -> dict[str, Any]:
         """What takes some reading: the sending thread's work."""
         measured = chat.confidence(answer, output) if answer.logprobs else None
         fields: dict[str, Any] = {
-            "model": _name(reply.model),
-            **self._dimensions,
-            "response_id": _name(reply.response_id),
-            "images": self._question.pictures,
-            "prompt": self._question.prompt or None,
+            "model": _name(reply.told.get("model")),
+            **self.settings.dimensions,
+            **self.around,
+            "response_id": _name(reply.told.get("id")),
+            "images": [{"url": url} for url in self.pictures],
+            "prompt": "\n".join(self.words) or None,
             "output": output,
-            "metadata": chat.plain(self._told(reply, answer)) | timing,
+            "metadata": chat.plain(self._told(reply, answer)),
         }
-        if "stream" in timing:
-            # The reason to finish is the last thing a model says; reading on from there is up to the app.
-            fields["metadata"]["stream_complete"] = answer.finish_reason is not None
         if measured is None:
             return {**fields, "confidence_status": "error" if answer.logprobs else self.status}
         tokens, logprobs = measured
         return {**fields, "confidence_status": "present", "tokens": tokens, "logprobs": logprobs}
 
+    def _ms(self, at: float) -> int:
+        return round((at - self.begun) * 1000)
+
     def _told(self, reply: chat.Reply, answer: chat.Answer) -> Iterator[tuple[str, Any]]:
+        yield "latency_ms", self._ms(self.ended_at)
+        if self.first_at:
+            # The reason to finish is the last thing a model says; reading on from there is up to the app.
+            yield from (("stream", True), ("stream_complete", answer.finish_reason is not None))
+            yield "first_chunk_ms", self._ms(self.first_at)
+        usage = reply.told.get("usage")
         yield "choice", answer.index
         yield "finish_reason", answer.finish_reason
-        yield "system_fingerprint", reply.fingerprint
-        yield "prompt_tokens", getattr(reply.usage, "prompt_tokens", None)
-        yield "completion_tokens", getattr(reply.usage, "completion_tokens", None)
+        yield "system_fingerprint", reply.told.get("system_fingerprint")
+        yield "prompt_tokens", getattr(usage, "prompt_tokens", None)
+        yield "completion_tokens", getattr(usage, "completion_tokens", None)
         if answer.refusal and not answer.text:
             yield "refused", True
-        yield from self._parameters
+        yield from zip(chat.PARAMETERS, self.parameters, strict=True)
 
 
 def _name(given: Any) -> str | None:

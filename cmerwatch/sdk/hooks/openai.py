@@ -6,18 +6,20 @@ That one method is replaced, on the one object: nothing global changes, and noth
 
 import functools
 import inspect
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from cmerwatch.sdk import scope
 from cmerwatch.sdk.hooks import chat, streams
-from cmerwatch.sdk.hooks.calls import Call, Settings, attempt
+from cmerwatch.sdk.hooks.calls import Call, Settings, attempt, failed
+from cmerwatch.sdk.scope import recording
 
 PATH = "/chat/completions"
 CLIENTS = frozenset({"OpenAI", "AsyncOpenAI"})
 MARK = "_cmerwatch_hook"
 REFUSED_WITH = frozenset({400, 403, 422})  # 403: OpenAI itself, for whole families of models
 MOST_REMEMBERED = 1024
+NOTHING: dict[str, Any] = {}
 
 # (base_url, model) that refused logprobs. For the process: apps make clients as they please.
 _without_logprobs: set[tuple[str, str]] = set()
@@ -67,10 +69,14 @@ def _watching_copies(native: Callable[..., Any], hook: "Hook") -> Callable[..., 
 def _post(native: Callable[..., Any], hook: "Hook") -> Callable[..., Any]:
     @functools.wraps(native)
     def post(*given: Any, **options: Any) -> Any:
-        request = attempt(hook.settings, hook.begin, given, options)
+        request = None
+        try:
+            request = hook.begin(given, options)
+        except Exception as error:
+            failed(hook.settings, error)
         if request is None:
             return native(*given, **options)
-        recording = attempt(hook.settings, scope.begin_recording)
+        answer = None
         again = False
         try:
             try:
@@ -82,9 +88,10 @@ def _post(native: Callable[..., Any], hook: "Hook") -> Callable[..., Any]:
             if again:  # outside of `except`, so that a second error stands for itself
                 answer = native(*given, **options)
         finally:
-            if recording is not None:
-                attempt(hook.settings, scope.end_recording, recording)
-        attempt(hook.settings, request.answered, answer)
+            try:
+                request.end(answer)
+            except Exception as error:
+                failed(hook.settings, error)
         return answer
 
     return post
@@ -93,10 +100,14 @@ def _post(native: Callable[..., Any], hook: "Hook") -> Callable[..., Any]:
 def _async_post(native: Callable[..., Awaitable[Any]], hook: "Hook") -> Callable[..., Awaitable[Any]]:
     @functools.wraps(native)
     async def post(*given: Any, **options: Any) -> Any:
-        request = attempt(hook.settings, hook.begin, given, options)
+        request = None
+        try:
+            request = hook.begin(given, options)
+        except Exception as error:
+            failed(hook.settings, error)
         if request is None:
             return await native(*given, **options)
-        recording = attempt(hook.settings, scope.begin_recording)
+        answer = None
         again = False
         try:
             try:
@@ -108,9 +119,10 @@ def _async_post(native: Callable[..., Awaitable[Any]], hook: "Hook") -> Callable
             if again:
                 answer = await native(*given, **options)
         finally:
-            if recording is not None:
-                attempt(hook.settings, scope.end_recording, recording)
-        attempt(hook.settings, request.answered, answer)
+            try:
+                request.end(answer)
+            except Exception as error:
+                failed(hook.settings, error)
         return answer
 
     return post
@@ -124,65 +136,90 @@ class Hook:
         self._client = client
 
     def begin(self, given: tuple[Any, ...], options: dict[str, Any]) -> "Request | None":
-        """None for what is not recorded: other calls than chat, chat without a picture, and a call inside of one
-        that is being recorded already."""
-        body = options.get("body")
-        if (given[0] if given else options.get("path")) != PATH or not isinstance(body, dict) or scope.recording():
+        """None for other calls than chat, and for a call inside of one that is being recorded already."""
+        if (given[0] if given else options.get("path")) != PATH or recording.get():
             return None
-        if not self.settings.client().enabled:
-            return None
-        question = chat.question(body.get("messages"))
-        if question is None:
-            return None
-        return self._request(question, body, options)
+        settings = self.settings
+        request = Request(settings, options)
+        if settings.request_logprobs:
+            self._ask_for_logprobs(request, options["body"])
+        mark = [True]
+        request.recording = mark, recording.set(mark)  # last: whoever begins it must come to the end of it
+        return request
 
-    def _request(self, question: chat.Question, body: dict[str, Any], options: dict[str, Any]) -> "Request":
-        extra = (options.get("options") or {}).get("extra_json")
-        asked = body.get("logprobs") or (isinstance(extra, dict) and extra.get("logprobs"))
-        status, place = "unsupported_by_provider" if asked else "not_requested", None
-        if self.settings.request_logprobs and "logprobs" not in body and not asked:
-            place = (str(self._client.base_url), str(body.get("model")))
-            if place in _without_logprobs:
-                status, place = "unsupported_by_model", None
-            else:
-                status, options = "unsupported_by_provider", {**options, "body": {**body, "logprobs": True}}
-        return Request(Call(self.settings, question, body, status), options, place)
+    def _ask_for_logprobs(self, request: "Request", body: dict[str, Any]) -> None:
+        if "logprobs" in body or not request.look(request.options) or request.status != "not_requested":
+            return
+        place = (str(self._client.base_url), str(body.get("model")))
+        if place in _without_logprobs:
+            request.status = "unsupported_by_model"
+        else:
+            request.place = place
+            request.status = "unsupported_by_provider"
+            request.options = {**request.options, "body": {**body, "logprobs": True}}
 
 
-class Request:
+class Request(Call):
     """`options` are the arguments to send; `place`, when logprobs were added to them, is where and for which model."""
 
-    def __init__(self, call: Call, options: dict[str, Any], place: tuple[str, str] | None) -> None:
-        self.call = call
+    place: tuple[str, str] | None = None
+    looked = False
+    recording: Any = None
+
+    def __init__(self, settings: Settings, options: dict[str, Any]) -> None:
+        self.settings = settings
         self.options = options
-        self._place = place
-        self._latency_ms: int | None = None
+        self.begun = time.perf_counter()
 
     def gives_up_logprobs(self, error: Any) -> bool:
         """False for an error that has nothing to do with the logprobs that were added."""
         refused = getattr(error, "status_code", None) in REFUSED_WITH and "logprobs" in str(error)
-        if self._place is None or not refused:
+        if self.place is None or not refused:
             return False
         if len(_without_logprobs) >= MOST_REMEMBERED:
             _without_logprobs.clear()
-        _without_logprobs.add(self._place)
-        self.call.status = "unsupported_by_model"
+        _without_logprobs.add(self.place)
+        self.status = "unsupported_by_model"
+        return True
+
+    def end(self, answer: Any) -> None:
+        """answer: None when an error came instead."""
+        mark, token = self.recording
+        mark.clear()
+        try:  # noqa: SIM105  (suppress() takes longer than all the rest)
+            recording.reset(token)
+        except ValueError:  # a coroutine closed from another task
+            pass
+        options, self.options = self.options, NOTHING  # the body holds all pictures so far
+        if answer is not None and (self.looked or self.look(options)):
+            self.answered(answer)
+
+    def look(self, options: dict[str, Any]) -> bool:
+        """Reads what the app asked; False when it shows no picture."""
+        body = options["body"]
+        if not self.ask(body):
+            return False
+        self.looked = True
+        if not body.get("logprobs"):
+            extra = (options.get("options") or NOTHING).get("extra_json")
+            if not (isinstance(extra, dict) and extra.get("logprobs")):
+                self.status = "not_requested"
         return True
 
     def answered(self, answer: Any) -> None:
-        if self._latency_ms is None:  # a raw response comes by twice: as such, and once the app has parsed it
-            self._latency_ms = self.call.elapsed_ms()
-        if getattr(answer, "choices", None):
-            self.call.record(chat.read(answer), {"latency_ms": self._latency_ms})
+        self.ended_at = self.ended_at or time.perf_counter()  # a raw response comes by again once the app has parsed it
+        reply = chat.read(answer)
+        if reply is not None:
+            self.record(reply)
         elif hasattr(answer, "_iterator"):
-            streams.watch(answer, self.call)
+            streams.watch(answer, self)
         elif hasattr(answer, "http_response"):
             _watch_parsing(answer, self)
 
 
 def _watch_parsing(response: Any, request: Request) -> None:
     """A raw response is recorded when the app parses it, the first time; one it reads as text never is."""
-    native, settings = response.parse, request.call.settings
+    native, settings = response.parse, request.settings
 
     def parsed(result: Any) -> Any:
         vars(response).pop("parse", None)

@@ -1,6 +1,7 @@
 """Streams, watched in place: the app keeps the object its library made, and each chunk passes through unchanged."""
 
 import os
+import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
@@ -16,8 +17,7 @@ class Reading:
     def __init__(self, call: Call) -> None:
         self.call = call
         self.advancing = False  # a response closed meanwhile was by the library, which may have chunks left
-        self._reply = chat.Reply()
-        self._first_ms: int | None = None
+        self._reply = chat.Reply({}, {})
         self._pid = os.getpid()
         self._open = [True]  # popped by whoever ends it: close(), the last chunk and the collector may race
         self._release: Callable[[], object] = bool
@@ -39,8 +39,8 @@ class Reading:
         self._release = release
 
     def add(self, chunk: Any) -> bool:
-        if self._first_ms is None:
-            self._first_ms = self.call.elapsed_ms()
+        if not self.call.first_at:
+            self.call.first_at = time.perf_counter()
         self._reply.add(chunk)
         return True
 
@@ -57,8 +57,10 @@ class Reading:
         except IndexError:
             return
         self._release()
-        timing = {"stream": True, "latency_ms": self.call.elapsed_ms(), "first_chunk_ms": self._first_ms or 0}
-        self.call.record(self._reply, timing, start_thread)
+        call = self.call
+        call.ended_at = time.perf_counter()
+        call.first_at = call.first_at or call.ended_at
+        call.record(self._reply, start_thread)
 
     def abort(self) -> None:
         """A chunk could not be read: an answer with a hole in it is not recorded."""
