@@ -78,6 +78,38 @@ def current_checker(session: orm.Session, project_id: uuid.UUID) -> models.Check
     )
 
 
+def checker(session: orm.Session, project_id: uuid.UUID, checker_id: int) -> models.Checker | None:
+    """None unless it has counted something of this project."""
+    whole = models.Margin1h
+    counted = sa.exists().where(whole.project_id == project_id, whole.dimension == "", whole.checker_id == checker_id)
+    return session.scalar(sa.select(models.Checker).where(models.Checker.id == checker_id, counted))
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A checker that counted something in a window: since which hour of it, and how many outputs."""
+
+    checker: models.Checker
+    first: dt.datetime
+    outputs: int
+
+
+def checkers(session: orm.Session, project_id: uuid.UUID, start: dt.datetime, end: dt.datetime) -> list[Seen]:
+    """All that counted in the hours of [start, end), in the order they began: their rates mean different things, and
+    are never added up."""
+    whole, first = models.Margin1h, sa.func.min(models.Margin1h.bucket)
+    counted = whole.scored + whole.unscorable + whole.invalid_image + whole.model_error
+    rows = session.execute(
+        sa.select(models.Checker, first, sa.func.sum(counted))
+        .join(whole, whole.checker_id == models.Checker.id)
+        .where(whole.project_id == project_id, whole.dimension == "", ~whole.again)
+        .where(whole.bucket >= floor(start, 3600), whole.bucket < end)
+        .group_by(models.Checker.id)
+        .order_by(first, models.Checker.id)
+    )
+    return [Seen(checker, at, int(outputs)) for checker, at, outputs in rows]
+
+
 def current_policy_version(session: orm.Session, project_id: uuid.UUID) -> int:
     latest = sa.select(sa.func.max(models.PolicyVersion.version)).where(models.PolicyVersion.project_id == project_id)
     return session.scalar(latest) or 1

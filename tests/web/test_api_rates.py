@@ -260,3 +260,20 @@ def test_a_parameter_given_twice_is_refused(http: TestClient, read: Headers, que
     answer = http.get(f"/v1/cmer?{query}", headers=read)
     assert answer.status_code == 422
     assert "more than once" in answer.json()["error"]["message"]
+
+
+def test_rates_are_of_the_checker_in_use_and_the_others_of_the_window_are_listed(
+    http: TestClient, ingest: Headers, read: Headers, checked: dict[str, str], session: orm.Session
+) -> None:
+    other = checks.register(session, name="another:1", label="another", is_demo=False, reference_version="r1")
+    token = uuid.uuid4()
+    [waiting] = checks.claim(session, 100, 30, token)
+    policy = policies.current(session, {waiting.project_id})[waiting.project_id]
+    result = CheckResult(waiting, "scored", 0.3, 0.9, claims=(ClaimScore(0, 5, 0.3, 0.9),))
+    rollups.add(session, checks.complete(session, token, other, [(result, policy.decide(result, True))]))
+    session.commit()
+    answer = http.get("/v1/cmer?bucket=1d", headers=read).json()
+    assert (answer["checker"], sum(row["n"] for row in answer["rows"])) == ("another:1", 1)
+    assert {one["checker"]: one["outputs"] for one in answer["checkers"]} == {CHECKER: 4, "another:1": 1}
+    old = http.get(f"/v1/cmer?bucket=1d&checker={CHECKER}", headers=read).json()
+    assert sum(row["n"] for row in old["rows"]) == 3

@@ -251,3 +251,59 @@ def test_a_changed_policy_is_marked_and_what_was_counted_before_it_stays(
     assert "policy 2 from" in page.split('class="timeline"')[1].split('class="foot"')[0]
     lay(5)
     assert "CMER 40.0%" in words(console.get("/").text), "1 of 10 under version 1, all 5 under version 2"
+
+
+@pytest.fixture
+def switched(session: orm.Session, blob_store: blobs.BlobStore, project: models.Project) -> tuple[int, int]:
+    """Ten outputs, all flagged, three hours ago by one checker; and since then four, none flagged, by another."""
+    ago = dt.datetime.now(dt.UTC) - dt.timedelta(hours=3)
+    old = seeded.checker(session, label="old: drawn", name="old:drawn")
+    new = seeded.checker(session, label="new: drawn", name="new:drawn")
+    for checker_id, n, at, judge in ((old, 10, ago, LOW), (new, 4, None, FINE)):
+        for _ in range(n):
+            seeded.event(session, blob_store, project.id, at=at)
+        seeded.check(session, judge, checker_id=checker_id)
+    session.commit()
+    return old, new
+
+
+def test_rates_of_two_checkers_are_never_added_up_and_the_page_says_where_the_other_ones_are(
+    console: TestClient, switched: tuple[int, int]
+) -> None:
+    page = console.get("/").text
+    assert "n 4 Flagged 0" in words(page)
+    assert "Checked by new: drawn" in words(page)
+    assert "old: drawn ( old:drawn ) looked at 10 outputs , which are not in the numbers here" in words(page)
+    assert "checker new: drawn from" in page.split('class="timeline"')[1].split('class="foot"')[0]
+    [link] = re.findall(r'href="([^"]*checker=\d+[^"]*)"', page)
+    assert f"checker={switched[0]}" in link
+    old = console.get(html.unescape(link)).text
+    assert "n 10 Flagged 10" in words(old)
+    assert "These are the numbers of a checker that is not in use any more" in words(old)
+    assert "checker old: drawn from" not in old
+    assert f"checker={switched[0]}" in old.split('id="endpoint"')[1], "a click into the table stays with that checker"
+    assert "checker=" not in "".join(re.findall(r'href="(/events[^"]*)"', old)), "the list shows every event"
+
+
+def test_one_checker_alone_has_no_mark_and_no_note(console: TestClient, lay) -> None:  # type: ignore[no-untyped-def]
+    lay(5)
+    page = console.get("/").text
+    assert "never added up" not in page
+    assert "checker test" not in page.split('class="timeline"')[1].split('class="foot"')[0]
+
+
+@pytest.mark.parametrize("value", ["x", "999999", "9999999999", "-1"])
+def test_a_checker_that_never_checked_here_is_refused(console: TestClient, value: str) -> None:
+    answer = console.get(f"/?checker={value}")
+    assert answer.status_code == 422
+    assert "checker" in words(answer.text)
+
+
+def test_a_checker_of_another_project_alone_is_refused(
+    console: TestClient, session: orm.Session, blob_store: blobs.BlobStore, stranger: models.Project
+) -> None:
+    theirs = seeded.checker(session, name="theirs:drawn")
+    seeded.event(session, blob_store, stranger.id)
+    seeded.check(session, FINE, checker_id=theirs)
+    session.commit()
+    assert console.get(f"/?checker={theirs}").status_code == 422

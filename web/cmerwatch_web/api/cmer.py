@@ -37,6 +37,7 @@ def get_cmer(
 ) -> JSONResponse:
     """CMER by bucket and group, of the current checker unless another is named; the last 8 days by default.
 
+    Rates of different checkers are never added up; `checkers` lists all that counted in the window, and since when.
     Each output counts as it was decided when it was checked; `policy_changes` says when that changed in the window.
     With `policy_version` only that version's decisions count, and what another decided is `undecided`. An answer of
     more than 10 000 rows is refused: ask for wider buckets, a shorter time or a narrower slice.
@@ -73,6 +74,10 @@ def get_cmer(
         "to": last.isoformat(),
         "bucket": bucket,
         "checker": found.name if found else None,
+        "checkers": [
+            {"checker": one.checker.name, "first": one.first.isoformat(), "outputs": one.outputs}
+            for one in cmer_series.checkers(session, principal.project_id, first, last)
+        ],
         "policy_version": policy_version,
         "policy_changes": [
             {"version": one.version, "at": one.created_at.isoformat()}

@@ -15,7 +15,7 @@ from sqlalchemy import orm
 from starlette.requests import Request
 from starlette.responses import Response
 
-from cmerwatch import access, cmer_series, models, policies
+from cmerwatch import access, cmer_series, errors, models, policies
 from cmerwatch.cmer_series import CmerRow
 from cmerwatch_web import charts
 from cmerwatch_web.console import auth, pages, series, views
@@ -52,7 +52,8 @@ class Table:
 @router.get("/")
 def overview(request: Request, session: auth.Session, viewer: auth.Viewer) -> Response:
     view = aligned(views.read(request.query_params))
-    checker = cmer_series.current_checker(session, viewer.project_id)
+    in_use = cmer_series.current_checker(session, viewer.project_id)
+    checker = in_use if view.checker is None else _checker(session, viewer, view.checker)
     read = Reader(session, viewer.project_id, checker.id if checker else None)
     bucket = series.bucket(view)[0]
     counts = read.counts(view, bucket, "model_version")
@@ -62,6 +63,7 @@ def overview(request: Request, session: auth.Session, viewer: auth.Viewer) -> Re
         "view": view,
         "total": total,
         "checker": checker,
+        "in_use": in_use,
         "misfit": policies.misfit_now(session, viewer.project_id, checker),
     }
     if not total.accepted and not view.filters and not has_events(session, viewer):
@@ -70,7 +72,8 @@ def overview(request: Request, session: auth.Session, viewer: auth.Viewer) -> Re
     quartiles = series.add(similarity, view.start).sim_quartiles
     made = series.make(counts, similarity, view, _palette(read, view, counts))
     changes = policies.changes(session, viewer.project_id, view.start, view.end)
-    markers = [*made.markers, *series.policy_markers(changes)]
+    seen = cmer_series.checkers(session, viewer.project_id, view.start, view.end)
+    markers = [*made.markers, *series.policy_markers(changes), *series.checker_markers(seen, checker)]
     shown_in_full = request.query_params.get("all")
     return pages.render(
         request,
@@ -78,11 +81,20 @@ def overview(request: Request, session: auth.Session, viewer: auth.Viewer) -> Re
         **context,
         series=made,
         policy_changes=changes,
+        others=[one for one in seen if checker and one.checker.id != checker.id],
         timeline=charts.timeline(made.bins, made.versions, markers, _summary(total, view)),
         quartiles=quartiles,
         quartiles_chart=charts.quartiles(made.bins, _similarity_summary(quartiles)),
         tables=[_table(read, view, name, shown_in_full == name) for name in TABLES],
     )
+
+
+def _checker(session: orm.Session, viewer: access.Principal, checker_id: int) -> models.Checker:
+    """The one named in the address, if it ever checked anything of this project."""
+    found = cmer_series.checker(session, viewer.project_id, checker_id)
+    if found is None:
+        raise errors.Invalid("`checker` names none that ever checked here.", field="checker")
+    return found
 
 
 def aligned(view: View) -> View:

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from cmerwatch import intervals, models
+from cmerwatch import cmer_series, intervals, models
 from cmerwatch.cmer_series import CmerRow
 from cmerwatch.shapes import COUNTS
 from cmerwatch_web import charts
@@ -118,6 +118,15 @@ def _markers(rows: Sequence[CmerRow], versions: Sequence[str], bins: Sequence[ch
         called = text.shorten(text.visible(name), 24) or "(none)"
         made.append(charts.Marker(at, f"{called} from {min(starts):%-d %b %H:%M}"))
     return made
+
+
+def checker_markers(seen: Sequence[cmer_series.Seen], shown: models.Checker | None) -> list[charts.Marker]:
+    """Where the checker that is shown took over, if another counted before it in this window."""
+    own = next((one for one in seen if shown is not None and one.checker.id == shown.id), None)
+    if own is None or not any(one.first < own.first for one in seen):
+        return []
+    called = text.shorten(text.visible(own.checker.label), 24)
+    return [charts.Marker(own.first, f"checker {called} from {own.first:%-d %b %H:%M}")]
 
 
 def policy_markers(changes: Iterable[models.PolicyVersion]) -> list[charts.Marker]:

@@ -37,6 +37,7 @@ class View:
     end: dt.datetime
     window: str | None
     filters: tuple[tuple[str, str], ...] = ()
+    checker: int | None = None  # whose numbers the overview shows; None is the one in use
 
     @property
     def chosen(self) -> dict[str, str]:
@@ -44,7 +45,11 @@ class View:
 
     def link(self, path: str = "/", **extra: str) -> str:
         """The address of `path` with this window and slice; `extra` adds parameters of that page."""
-        return f"{path}?{urlencode([*self._window(), *self.filters, *extra.items()])}"
+        of = [("checker", str(self.checker))] if self.checker is not None and path == "/" else []
+        return f"{path}?{urlencode([*self._window(), *self.filters, *of, *extra.items()])}"
+
+    def by_checker(self, checker: int | None) -> View:
+        return replace(self, checker=checker)
 
     def narrowed(self, dimension: str, value: str) -> View:
         return replace(self, filters=tuple((self.chosen | {dimension: value}).items()))
@@ -70,17 +75,24 @@ class View:
 def read(query: Mapping[str, str], now: dt.datetime | None = None) -> View:
     """The view an address names; raises Invalid naming the parameter. A dimension given empty means "has none"."""
     filters = tuple((name, query[name]) for name in DIMENSIONS if name in query)
+    checker = _number("checker", query["checker"]) if query.get("checker") else None
     now = now or dt.datetime.now(dt.UTC)
     if "from" in query or "to" in query:
         end = _moment("to", query["to"]) if query.get("to") else now
         start = _moment("from", query["from"]) if query.get("from") else end - WINDOWS[DEFAULT_WINDOW][1]
         if not dt.timedelta(0) < end - start <= LONGEST:
             raise errors.Invalid("`from` must lie before `to`, and at most 400 days before it.", field="from")
-        return View(start, end, None, filters)
+        return View(start, end, None, filters, checker)
     window = query.get("window") or DEFAULT_WINDOW
     if window not in WINDOWS:
         raise errors.Invalid(f"`window` must be one of {', '.join(WINDOWS)}.", field="window")
-    return View(now - WINDOWS[window][1], now, window, filters)
+    return View(now - WINDOWS[window][1], now, window, filters, checker)
+
+
+def _number(name: str, value: str) -> int:
+    if not value.isascii() or not value.isdigit() or len(value) > 9:
+        raise errors.Invalid(f"`{name}` must be a whole number.", field=name)
+    return int(value)
 
 
 def _written(moment: dt.datetime) -> str:
