@@ -13,6 +13,7 @@ from sqlalchemy import orm
 
 from cmerwatch import checks, models, policies, rollups
 from cmerwatch.shapes import CheckResult, Claimed, ClaimScore
+from cmerwatch_web.api import cmer
 from tests.web.wire import Headers, event
 
 CHECKER = "small:weights:preprocess:1"
@@ -118,6 +119,22 @@ def test_a_question_that_makes_no_sense_is_refused_by_name(
     answer = http.get(f"/v1/cmer?{query}", headers=read)
     assert answer.status_code == 422
     assert answer.json()["error"]["details"]["field"] == field
+
+
+def test_an_answer_of_too_many_rates_is_refused_and_says_what_to_do(
+    http: TestClient, read: Headers, checked: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = "/v1/cmer?bucket=5m&group_by=endpoint,model_version"
+    rows = len(http.get(asked, headers=read).json()["rows"])
+    monkeypatch.setattr(cmer, "MOST_ROWS", rows)
+    assert http.get(asked, headers=read).status_code == 200, "as many as are allowed"
+    monkeypatch.setattr(cmer, "MOST_ROWS", rows - 1)
+    answer = http.get(asked, headers=read)
+    assert answer.status_code == 422
+    error = answer.json()["error"]
+    assert error["details"] == {"field": "group_by", "limit": rows - 1}
+    assert f"more than {rows - 1:,} rows" in error["message"]
+    assert "wider `bucket`" in error["message"]
 
 
 def test_an_unescaped_plus_in_a_time_is_understood(http: TestClient, read: Headers) -> None:
