@@ -21,7 +21,7 @@ RETRY_BATCH = {1: 16, 2: 1, 3: 1}
 MAX_ATTEMPTS = 4
 
 _RETRIES = " ".join(f"WHEN {level} THEN least(:n, {size})" for level, size in RETRY_BATCH.items())
-_READY = "not_before <= now() AND (state = 0 OR (state = 1 AND lease_until < now()))"
+_READY = f"priority < {models.BEHIND} AND not_before <= now() AND (state = 0 OR (state = 1 AND lease_until < now()))"
 
 # A CTE, not WHERE id IN (SELECT ... FOR UPDATE): Postgres may evaluate such a sub-select more than once.
 # The head, the oldest row that is ready, picks the retry level; the rest of the batch joins it at that level only.

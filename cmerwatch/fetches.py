@@ -23,11 +23,8 @@ from cmerwatch.image_urls import UNREACHABLE
 SCHEDULE = (2.0, 5.0, 15.0, 45.0, 120.0, 240.0, 360.0)
 MAX_ATTEMPTS = len(SCHEDULE) + 1
 
-# Behind all that can be claimed: a claim reads from the low end and would step over each waiting row every time.
-_BEHIND = 100
-
 _WAIT = sa.text(
-    f"UPDATE work SET state = {models.FETCHING}, priority = {_BEHIND} WHERE event_id = ANY (CAST(:ids AS uuid[]))"
+    f"UPDATE work SET state = {models.FETCHING}, priority = {models.BEHIND} WHERE event_id = ANY (CAST(:ids AS uuid[]))"
 )
 _CLAIM = sa.text(
     """
@@ -35,7 +32,7 @@ _CLAIM = sa.text(
         SELECT event_id, position FROM image_fetches
         WHERE state = 'waiting' AND next_at <= now() AND (lease_until IS NULL OR lease_until < now())
             AND (attempts > 0) = :again AND host <> ALL (CAST(:busy AS text[]))
-        ORDER BY next_at, event_id, position LIMIT :n FOR UPDATE SKIP LOCKED
+        ORDER BY next_at LIMIT :n FOR UPDATE SKIP LOCKED
     )
     UPDATE image_fetches f SET attempts = attempts + 1, lease_token = :token,
         lease_until = now() + make_interval(secs => :lease)

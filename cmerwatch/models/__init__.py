@@ -44,6 +44,7 @@ from cmerwatch.models.checks import (
     Rollup5m,
 )
 from cmerwatch.models.events import (
+    BEHIND,
     FETCH_STATES,
     FETCHING,
     LEASED,
@@ -64,6 +65,7 @@ from cmerwatch.models.withheld import Withheld
 PARTITIONED = {"events": "id", "event_bodies": "id", "checks": "event_id", "decisions": "event_id"}
 
 __all__ = [
+    "BEHIND",
     "ERROR_TYPES",
     "FETCHING",
     "FETCH_STATES",

@@ -17,6 +17,7 @@ from cmerwatch.models.base import Base, CreatedAt, Dimensions, Id, project_key
 
 # FETCHING: its pictures are on their way, so no worker may claim it yet.
 READY, LEASED, FETCHING, QUARANTINED = 0, 1, 2, 9
+BEHIND = 100  # the priority of such work, behind all that can be claimed: a claim would step over each row every time
 FETCH_STATES = ("waiting", "fetched", "failed", "skipped")
 
 
@@ -154,6 +155,7 @@ class ImageFetch(Base):
 
 
 __all__ = [
+    "BEHIND",
     "FETCHING",
     "FETCH_STATES",
     "LEASED",

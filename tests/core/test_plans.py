@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import orm
 
-from cmerwatch import checks, event_views, ids, ledger, models
+from cmerwatch import checks, event_views, fetches, ids, ledger, models
 from cmerwatch.event_views import EventFilter
 from tests import factories
 
@@ -49,6 +49,48 @@ def test_claiming_and_looking_for_work_never_read_the_whole_queue(session: orm.S
     ).scalar_one()
     most = max(node["Actual Rows"] for node in nodes(read[0]["Plan"]))
     assert most == 256, "a batch reads a batch"
+
+
+@pytest.fixture
+def waiting_for_pictures(session: orm.Session, project: models.Project) -> None:
+    """Events that came first, each waiting for a picture, and one that is ready, behind them all."""
+    made = "SELECT gen_random_uuid() AS id FROM generate_series(1, :n)"
+    session.execute(
+        sa.text(
+            f"WITH made AS ({made}), work AS (INSERT INTO work (event_id, project_id, bucket, state) "
+            f"SELECT id, :project, now(), {models.READY} FROM made) "
+            "INSERT INTO image_fetches (event_id, position, project_id, url, host) "
+            "SELECT id, 0, :project, 'https://cdn.example.com/' || id, 'cdn.example.com' FROM made"
+        ),
+        {"project": project.id, "n": WAITING},
+    )
+    session.execute(fetches._WAIT, {"ids": session.scalars(sa.select(models.Work.event_id)).all()})
+    last = uuid.UUID(int=2**128 - 1)
+    session.add(models.Work(event_id=last, project_id=project.id, bucket=dt.datetime.now(dt.UTC)))
+    session.flush()
+    session.execute(sa.text("ANALYZE work"))
+    session.execute(sa.text("ANALYZE image_fetches"))
+
+
+def test_a_claim_steps_over_no_event_that_waits_for_pictures(session: orm.Session, waiting_for_pictures: None) -> None:
+    """To find that there is nothing more it reads them once; a claim that finds a batch does not."""
+    values = {"n": 1, "token": uuid.uuid4(), "lease": 30}
+    read = session.execute(
+        sa.text(f"EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, FORMAT JSON) {checks._CLAIM.text}"), values
+    ).scalar_one()
+    found = nodes(read[0]["Plan"])
+    assert max(node["Actual Rows"] for node in found) == 1
+    assert sum(node.get("Rows Removed by Filter", 0) for node in found) == 0
+
+
+def test_a_fetcher_never_reads_all_that_waits(session: orm.Session, waiting_for_pictures: None) -> None:
+    values = {"n": 4, "token": uuid.uuid4(), "lease": 60, "again": False, "busy": ["elsewhere.example.com"]}
+    read = session.execute(
+        sa.text(f"EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, FORMAT JSON) {fetches._CLAIM.text}"), values
+    ).scalar_one()
+    found = nodes(read[0]["Plan"])
+    assert "Seq Scan" not in {node["Node Type"] for node in found}
+    assert sum(node.get("Rows Removed by Filter", 0) for node in found) == 0
 
 
 def nodes(node: dict[str, Any]) -> list[dict[str, Any]]:
