@@ -126,7 +126,7 @@ def test_a_key_is_made_used_and_revoked(site: Site, signed_in: SignedIn, scripts
     expect(page.locator("tr.over")).to_contain_text("captions")
 
 
-def test_an_invited_person_sets_a_password_on_the_way_in_and_uses_it(
+def test_an_invited_person_chooses_a_password_on_the_way_in_and_uses_it(
     site: Site, signed_in: SignedIn, open_page: Opener
 ) -> None:
     page = signed_in()
@@ -134,14 +134,13 @@ def test_an_invited_person_sets_a_password_on_the_way_in_and_uses_it(
     login = f"grace-{site.login}"
     page.get_by_label("Login", exact=True).fill(login)
     page.get_by_label("Name", exact=True).fill("Grace")
-    page.get_by_role("button", name="Add and make a sign-in link").click()
+    page.get_by_role("button", name="Make an invitation").click()
     link = page.locator("#link").inner_text()
     other = open_page()
     other.goto(link)
     shot(other, "link")
-    other.get_by_text("Set a password on the way").click()
-    other.get_by_label("New password").fill("a much better battery")
-    other.get_by_role("button", name="Sign in").click()
+    other.get_by_label("Password").fill("a much better battery")
+    other.get_by_role("button", name="Join").click()
     other.wait_for_url(f"{site.url}/")
     other.get_by_role("button", name="Sign out").click()
     other.get_by_label("Login").fill(login)

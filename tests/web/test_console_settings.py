@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from fastapi.testclient import TestClient
 from sqlalchemy import orm
 
-from cmerwatch import access, alert_rules, audits, models, people, settings
+from cmerwatch import access, alert_rules, audits, invitations, models, people, settings
 from cmerwatch_web import app as web
 
 PASSWORD = "correct horse battery"
@@ -202,12 +202,91 @@ def id_of(session: orm.Session, login: str) -> str:
     return str(session.scalar(sa.select(models.User.id).where(models.User.login == login)))
 
 
-def test_somebody_new_gets_a_link_that_signs_them_in(boss: TestClient, app: fastapi.FastAPI) -> None:
-    link = re.search(r"/sign-in/[\w-]+", add(boss))
-    assert link
+def invitation(page: str) -> str:
+    found = re.search(r"/invitation/[\w-]+", page)
+    assert found, words(page)
+    return found.group()
+
+
+def without(page: str, *texts: str) -> str:
+    """A page in words, without what differs between two invitations."""
+    for text in (invitation(page), *texts):
+        page = page.replace(text, "X")
+    return words(page)
+
+
+def test_an_invitation_makes_a_new_account_with_the_password_that_is_chosen(
+    boss: TestClient, app: fastapi.FastAPI
+) -> None:
+    link = invitation(add(boss))
     anyone = TestClient(app, follow_redirects=False)
-    assert anyone.post(link.group()).status_code == 303
-    assert "grace Grace" in words(boss.get("/settings/people").text)
+    assert "grace is invited as reviewer" in words(anyone.get(link).text)
+    assert anyone.post(link, data={"password": "short"}).status_code == 422
+    assert "grace Grace reviewer" in words(boss.get("/settings/people").text).split("Invited", 1)[1]
+    assert anyone.post(link, data={"password": NEW}).headers["location"] == "/"
+    assert anyone.get("/").status_code == 200
+    assert "Invited" not in boss.get("/settings/people").text
+    again = TestClient(app, follow_redirects=False).post(link, data={"password": NEW})
+    assert (again.status_code, "taken or withdrawn" in again.text) == (401, True)
+    page = words(boss.get("/settings/audit").text)
+    assert "user:boss user.invite grace role reviewer" in page
+    assert "user:grace user.join grace role reviewer" in page
+
+
+def test_the_inviter_is_not_told_whether_a_login_has_an_account_elsewhere(
+    boss: TestClient, app: fastapi.FastAPI, session: orm.Session, stranger: models.Project
+) -> None:
+    access.create_user(session, stranger.id, "known", "Known", "viewer", password=PASSWORD)
+    session.commit()
+    anyone = TestClient(app, follow_redirects=False)
+    told = []
+    for login in ("known", "fresh"):
+        page = add(boss, login=login, name="Somebody")
+        link = invitation(page)
+        short = anyone.post(link, data={"password": "short"})
+        told.append([without(page, login), words(anyone.get(link).text.replace(login, "X")), short.status_code])
+        told[-1].append(words(short.text.replace(login, "X")))
+        assert boss.post("/settings/people/invitations/withdraw", data={"login": login}).status_code == 303
+        assert anyone.get(link).status_code == 401
+    assert told[0] == told[1]
+    assert boss.post("/settings/people/invitations/withdraw", data={"login": "known"}).status_code == 409
+
+
+def test_who_has_an_account_joins_by_its_password_or_signed_in_and_keeps_their_name(
+    boss: TestClient, app: fastapi.FastAPI, session: orm.Session, project: models.Project, stranger: models.Project
+) -> None:
+    eve = access.create_user(session, stranger.id, "eve", "Eve", "viewer", password=PASSWORD)
+    session.commit()
+    link = invitation(add(boss, login="eve", name="Somebody"))
+    anyone = TestClient(app, follow_redirects=False)
+    refused = anyone.post(link, data={"password": NEW})
+    assert (refused.status_code, "was not accepted" in refused.text) == (401, True)
+    assert session.scalar(sa.select(models.RefusedSignIns.tries)) == 1
+    assert session.get(models.Membership, (project.id, eve.id)) is None
+    assert anyone.post(link, data={"password": PASSWORD}).status_code == 303
+    assert ">acme<" in anyone.get("/").text, "in the project that was joined"
+    assert "eve Eve" in words(boss.get("/settings/people").text)
+    boss.post(f"/settings/people/{eve.id}/remove")
+    link = invitation(add(boss, login="eve", role="lead"))
+    assert "You are signed in as eve" in words(anyone.get(link).text)
+    assert anyone.post(link).status_code == 303
+    session.expire_all()
+    assert session.get_one(models.Membership, (project.id, eve.id)).role == "lead"
+
+
+def test_an_invitation_ends_by_itself_and_guesses_at_it_have_to_wait(
+    boss: TestClient, app: fastapi.FastAPI, session: orm.Session, stranger: models.Project
+) -> None:
+    access.create_user(session, stranger.id, "eve", "Eve", "viewer", password=PASSWORD)
+    session.commit()
+    link = invitation(add(boss, login="eve"))
+    anyone = TestClient(app, follow_redirects=False)
+    answers = [anyone.post(link, data={"password": NEW}).status_code for _ in range(6)]
+    assert answers == [401] * 5 + [429]
+    session.execute(sa.update(models.Invitation).values(expires_at=sa.func.now() - dt.timedelta(seconds=1)))
+    session.commit()
+    assert anyone.get(link).status_code == 401
+    assert invitations.purge(session) == 1
 
 
 def test_a_disabled_person_is_out_at_once_with_their_links_and_keys_and_can_come_back(
@@ -262,14 +341,12 @@ def test_the_last_admin_stays_admin(boss: TestClient, admin: models.User) -> Non
     assert boss.get("/settings/people").status_code == 200
 
 
-def test_a_person_of_another_project_joins_without_a_link_and_cannot_be_taken_over(
-    boss: TestClient, session: orm.Session, stranger: models.Project
+def test_a_person_of_another_project_cannot_be_taken_over(
+    boss: TestClient, session: orm.Session, project: models.Project, stranger: models.Project
 ) -> None:
     access.create_user(session, stranger.id, "eve", "Eve", "viewer")
+    people.add(session, project.id, "eve", "", "viewer")
     session.commit()
-    page = add(boss, login="eve", name="")
-    assert "/sign-in/" not in page
-    assert "has an account already" in page
     for act in ("link", "disable", "enable"):
         assert boss.post(f"/settings/people/{id_of(session, 'eve')}/{act}").status_code == 403, act
     assert boss.post(f"/settings/people/{id_of(session, 'eve')}/remove").status_code == 303

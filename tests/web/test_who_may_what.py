@@ -39,6 +39,8 @@ ROUTES: dict[str, tuple[str, dict[str, Any]]] = {
     "POST /sign-in": ("", {}),
     "GET /sign-in/{token}": ("", {}),
     "POST /sign-in/{token}": ("", {}),
+    "GET /invitation/{token}": ("", {}),
+    "POST /invitation/{token}": ("", {}),
     "POST /sign-out": ("", {}),
     "POST /sink/{project}/{kind}": ("", {}),  # a receiver, which only the demo has
     # The API
@@ -131,6 +133,7 @@ ROUTES: dict[str, tuple[str, dict[str, Any]]] = {
     "POST /settings/keys/{key_id}/revoke": ("admin", {}),
     "GET /settings/people": ("admin", {}),
     "POST /settings/people": ("admin", {}),
+    "POST /settings/people/invitations/withdraw": ("admin", {"login": "nobody"}),
     "POST /settings/people/{user_id}/link": ("admin", {}),
     "POST /settings/people/{user_id}/role": ("admin", {"role": "viewer"}),
     "POST /settings/people/{user_id}/disable": ("admin", {}),

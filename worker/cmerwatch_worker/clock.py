@@ -9,7 +9,7 @@ import time
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
-from cmerwatch import audits, db, models, partitions, people
+from cmerwatch import audits, db, invitations, models, partitions, people
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def purge() -> None:
     Not `ingest_keys`: an event is found by its sender's id through them for as long as it is kept.
     """
     with db.transaction() as session:
-        if gone := people.purge(session):
+        if gone := people.purge(session) + invitations.purge(session):
             log.info("purged %d sessions, invitations and sign-in links that were over", gone)
         if old := audits.purge(session):
             log.info("purged %d old counts of refused sign-ins", old)

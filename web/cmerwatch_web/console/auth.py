@@ -82,7 +82,7 @@ def _follow_link(request: Request, principal: access.Principal) -> None:
 async def _to_other_project(request: Request, error: Exception) -> Response:
     assert isinstance(error, OtherProject)
     response = RedirectResponse(pages.local_path(error.path), 303)
-    _set(request, response, project_cookie_name(request), error.slug)
+    choose_project(request, response, error.slug)
     return response
 
 
@@ -93,6 +93,14 @@ def _principal(request: Request, session: orm.Session) -> access.Principal:
         with contextlib.suppress(errors.Unauthenticated):
             return access.principal_of_cookie(session, cookie, pages.storable(chosen))
     return access.principal_of_cookie(session, cookie)
+
+
+def viewer_of(request: Request, session: orm.Session) -> access.Principal | None:
+    """Who is signed in, for a page that anybody may open."""
+    try:
+        return _principal(request, session)
+    except errors.Unauthenticated:
+        return None
 
 
 Viewer = Annotated[access.Principal, Depends(signed_in)]
@@ -147,7 +155,7 @@ def sign_in(
         audits.refused_sign_in(session, login, address)
         return _form(request, next, 401, error.message, login, kept)
     tries.succeed(login, address)
-    return _let_in(request, session, user, "password", next, kept)
+    return let_in(request, session, user, "password", next, kept)
 
 
 @router.get("/sign-in/{token}")
@@ -178,7 +186,7 @@ def use_link(
     if password:
         people.set_password(session, user.id, password)
         access.audit(session, f"user:{user.login}", "user.password", user.login)
-    return _let_in(request, session, user, "link", "/")
+    return let_in(request, session, user, "link", "/")
 
 
 @router.post("/project")
@@ -189,7 +197,7 @@ def switch_project(
     if slug not in {project.slug for project in people.projects_of(session, viewer.user_id)}:
         raise errors.NotFound("There is no such project among yours.")
     response = RedirectResponse("/", 303)
-    _set(request, response, project_cookie_name(request), slug)
+    choose_project(request, response, slug)
     return response
 
 
@@ -204,7 +212,7 @@ def sign_out(request: Request, session: Session) -> Response:
     return response
 
 
-def _let_in(
+def let_in(
     request: Request, session: orm.Session, user: models.User, method: str, next: str, kept: str = ""
 ) -> Response:
     """A new session each time, and the browser's old one ends: a cookie from before the sign-in is worth nothing."""
@@ -224,6 +232,10 @@ def _go_on(request: Request, next: str, kept: str) -> Response:
     if not (kept and review_form.is_item(next)):
         return RedirectResponse(next, 303)
     return pages.render(request, "review_kept.html", path=next, kept=kept, draft=review_form.draft(kept))
+
+
+def choose_project(request: Request, response: Response, slug: str) -> None:
+    _set(request, response, project_cookie_name(request), slug)
 
 
 def set_cookie(request: Request, response: Response, value: str, max_age: int | None = None) -> None:

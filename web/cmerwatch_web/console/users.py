@@ -12,7 +12,7 @@ from sqlalchemy import orm
 from starlette.requests import Request
 from starlette.responses import Response
 
-from cmerwatch import access, errors, people
+from cmerwatch import access, errors, invitations, people
 from cmerwatch_web.console import auth, pages, settings
 from cmerwatch_web.console.settings import Problem
 
@@ -30,6 +30,7 @@ DONE = {
     "role": "The role is changed, from their next page on.",
     "disabled": "The account is disabled: every session, link and key of theirs ended.",
     "enabled": "The account works again; keys that act as them too. They sign in anew.",
+    "withdrawn": "The invitation is withdrawn; its link no longer works.",
     "removed": "They are out of this project. What they did stays in the log under their name.",
 }
 
@@ -45,8 +46,11 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Invited:
+    """A link to be sent on; `joins` when it leads into the project, rather than back into an account."""
+
     login: str
     link: str
+    joins: bool = False
 
 
 @router.get(PATH)
@@ -61,19 +65,18 @@ def _page(
     wish: Wish | None = None,
     problem: Problem | None = None,
     invited: Invited | None = None,
-    joined: str | None = None,
 ) -> Response:
     return pages.render(
         request,
         "settings_people.html",
-        problem.status if problem else 201 if invited or joined else 200,
+        problem.status if problem else 201 if invited else 200,
         viewer=viewer,
         members=people.members(session, viewer.project_id),
         roles=ROLES,
         wish=wish or Wish(),
         problem=problem,
         invited=invited,
-        joined=joined,
+        waiting=invitations.waiting(session, viewer.project_id),
         done=settings.done(request, DONE),
     )
 
@@ -87,17 +90,21 @@ def add_person(
     name: Annotated[str, Form(max_length=1000)] = "",
     role: Annotated[str, Form(max_length=20)] = "",
 ) -> Response:
-    """Answers with the new person's one-time link. Somebody of another project joins, and has a way in already."""
+    """Answers with an invitation's link: the same for a login that is known elsewhere and for a new one."""
     with settings.attempt(session) as problem:
-        user, is_new = people.add(session, viewer.project_id, login.strip(), name.strip() or login, role)
+        token = invitations.invite(session, viewer.project_id, login, name.strip() or login, role)
     if problem:
         return _page(request, session, viewer, Wish(login, name, role), problem)
-    access.audit(
-        session, viewer.actor, "user.create" if is_new else "user.join", user.login, viewer.project_id, role=role
-    )
-    if not is_new:
-        return _page(request, session, viewer, joined=user.login)
-    return _page(request, session, viewer, invited=_invite(request, session, user.id, user.login))
+    access.audit(session, viewer.actor, "user.invite", login.strip(), viewer.project_id, role=role)
+    link = f"{request.app.state.settings.public_url.rstrip('/')}/invitation/{token}"
+    return _page(request, session, viewer, invited=Invited(login.strip(), link, joins=True))
+
+
+@router.post(PATH + "/invitations/withdraw")
+def withdraw(session: auth.Session, viewer: auth.Admin, login: Annotated[str, Form(max_length=1000)] = "") -> Response:
+    invitations.withdraw(session, viewer.project_id, pages.storable(login))
+    access.audit(session, viewer.actor, "user.withdraw", login, viewer.project_id)
+    return settings.back(PATH, "withdrawn")
 
 
 @router.post(PATH + "/{user_id}/link")
