@@ -203,10 +203,14 @@ def _make_ready(
     session: orm.Session, claimed: Claimed, pictures: Sequence[sa.Row[Any]], refused: list[str] | None
 ) -> None:
     """The event gets the pictures that came, each in its place among those it brought itself."""
-    brought = iter(pictures[0].brought or [])
-    came = {row.position: row.sha256 for row in pictures}
-    images: list[str] = []
-    for position in range(max(came) + 1):
-        sha256 = came[position] if position in came else next(brought, None)
+    images = in_order(pictures[0].brought or [], {row.position: row.sha256 for row in pictures})
+    session.execute(_READY, {"event": claimed.event_id, "images": images, "refused": refused})
+
+
+def in_order(brought: Sequence[str], came: Mapping[int, str | None]) -> list[str]:
+    """`came`: by position among all, None where nothing did; the others are `brought`, in their order."""
+    rest, images = iter(brought), list[str]()
+    for position in range(len(brought) + len(came)):
+        sha256 = came[position] if position in came else next(rest, None)
         images += [sha256] if sha256 else []
-    session.execute(_READY, {"event": claimed.event_id, "images": [*images, *brought], "refused": refused})
+    return images

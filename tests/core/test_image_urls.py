@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import time
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cmerwatch import addresses, errors, image_urls, outbound
+from cmerwatch import addresses, errors, fetches, image_urls, outbound
 from cmerwatch.addresses import Address
 from cmerwatch.image_urls import Lost, Rules
 from tests.core.test_outbound import NOT_PUBLIC, resolving
@@ -42,6 +43,11 @@ def where(url: str) -> outbound.Place:
 def test_an_entry_that_means_nothing_is_named(text: str) -> None:
     with pytest.raises(ValueError, match="neither `public` nor a host"):
         addresses.parse_hosts(f"public, {text}")
+
+
+def test_a_bad_list_stops_the_start_by_name(configured: Callable[..., object]) -> None:
+    with pytest.raises(errors.StartRefused, match="CMERWATCH_FETCH_IMAGES"):
+        configured(fetch_images="https://cdn.example.com/")
 
 
 def test_empty_is_nowhere() -> None:
@@ -113,6 +119,14 @@ def test_escapes_that_are_there_stay_as_they_are() -> None:
     """A signature is over the exact text."""
     signed = "https://b.s3.example.com/a%20b/%C3%BC.png?X-Amz-Credential=A%2Fb%2Faws4_request&x=~._-&sig=a+b/c=="
     assert image_urls.normal(signed) == signed
+
+
+@given(st.lists(st.sampled_from(["brought", "came", "lost"]), min_size=1, max_size=16))
+def test_pictures_stand_in_the_order_in_which_they_were_named(kinds: list[str]) -> None:
+    named = [(kind, f"{kind}-{position}") for position, kind in enumerate(kinds)]
+    brought = [sha256 for kind, sha256 in named if kind == "brought"]
+    came = {at: None if kind == "lost" else sha256 for at, (kind, sha256) in enumerate(named) if kind != "brought"}
+    assert fetches.in_order(brought, came) == [sha256 for kind, sha256 in named if kind != "lost"]
 
 
 # One download, as far as it goes without a server

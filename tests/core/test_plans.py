@@ -73,7 +73,6 @@ def waiting_for_pictures(session: orm.Session, project: models.Project) -> None:
 
 
 def test_a_claim_steps_over_no_event_that_waits_for_pictures(session: orm.Session, waiting_for_pictures: None) -> None:
-    """To find that there is nothing more it reads them once; a claim that finds a batch does not."""
     values = {"n": 1, "token": uuid.uuid4(), "lease": 30}
     read = session.execute(
         sa.text(f"EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, FORMAT JSON) {checks._CLAIM.text}"), values

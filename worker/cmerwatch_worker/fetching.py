@@ -30,10 +30,10 @@ FETCH_SECONDS = 15.0  # for all of one picture: every name, connection, redirect
 LEASE_SECONDS = 60.0  # well over FETCH_SECONDS, so that a live fetcher records before anyone else may fetch
 STOP_SECONDS = 10.0  # how long a stop waits for a database that is away; what stays unrecorded is fetched again
 STORE_SECONDS = 30.0  # until a picture is fetched again that the image store had no room for
-FETCHERS = 16  # at most that many pictures of max_image_bytes are in memory
-FOR_TRIED = 8  # of the fetchers: addresses that failed before leave some to new ones
-PER_HOST = 8  # and one host that hangs leaves some to others
-CLAIM = 4  # at once: the host of each is known only then
+FETCHERS = 32  # at most that many pictures of max_image_bytes are in memory
+FOR_TRIED = 12  # of the fetchers: addresses that failed before leave some to new ones
+PER_HOST = 20  # and one host that hangs leaves some to others
+CLAIM = 8  # at once; the host of each is known only then, so that PER_HOST may be passed by as many
 MOST_HELD = 256  # events that wait for a picture in the air, which other events named too
 
 
