@@ -14,13 +14,15 @@ from cmerwatch.alert_rules import RuleFields
 
 def change(session: orm.Session, project_id: uuid.UUID, rule_id: uuid.UUID, fields: RuleFields) -> models.AlertRule:
     """Save an edit. One that judges otherwise ends what fires, says so, and begins anew: the next tick may fire again
-    under the new line. Raises NotFound, Invalid."""
+    under the new line. Raises NotFound, Invalid, and Conflict for a name that is taken."""
     alert_rules.lock(session, project_id)
     rule = alert_rules.get(session, project_id, rule_id)
     old, fields = alert_rules.read(rule), alert_rules.checked(fields)
     alert_rules.require_channels(session, project_id, fields.channel_ids)
     if fields == old:
         return rule
+    if fields.name.casefold() != old.name.casefold():
+        alert_rules.require_free_name(session, project_id, fields.name)
     if alert_rules.judges_otherwise(old, fields):
         _begin_anew(session, rule, "the rule was changed" if fields.is_enabled else "the rule was switched off")
     alert_rules.write(rule, fields)

@@ -177,9 +177,12 @@ def _lock_key(project_id: uuid.UUID) -> str:
 def create(
     session: orm.Session, project_id: uuid.UUID, fields: RuleFields, created_by: str, *, is_default: bool = False
 ) -> models.AlertRule:
-    """Raises Invalid, and Conflict past the most rules a project may have."""
+    """Raises Invalid, and Conflict for a name that is taken and past the most rules a project may have."""
     fields = checked(fields)
+    lock(session, project_id)  # two that are made at once must not both be the last one, nor have one name
     require_channels(session, project_id, fields.channel_ids)
+    if not is_default:
+        require_free_name(session, project_id, fields.name)
     if len(find(session, project_id)) >= MAX_RULES:
         raise errors.Conflict(
             f"This project has {MAX_RULES} rules, the most there may be; delete one.", limit=MAX_RULES
@@ -218,6 +221,12 @@ def require_channels(session: orm.Session, project_id: uuid.UUID, channel_ids: S
     missing = sorted(str(one) for one in set(channel_ids) - set(session.scalars(known)))
     if missing:
         raise _invalid("channel_ids", f"names {missing[0]}, which is no channel of this project")
+
+
+def require_free_name(session: orm.Session, project_id: uuid.UUID, name: str) -> None:
+    """Messages, silences and the audit log know a rule by its name. Rules that share one since long may go on to."""
+    if any(rule.name.casefold() == name.casefold() for rule in find(session, project_id)):
+        raise errors.Conflict(f"`name`: this project has a rule called “{name}” already; choose another.", field="name")
 
 
 def find(session: orm.Session, project_id: uuid.UUID) -> list[models.AlertRule]:

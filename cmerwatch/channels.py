@@ -58,9 +58,11 @@ def create(
     given: Given,
     min_severity: str = "info",
 ) -> Made:
-    """Raises Invalid naming the field."""
+    """Raises Invalid naming the field, and Conflict for a name that is taken."""
     checked = _configured(kind, given.values)
     _require_name(name)
+    _lock_names(session, principal.project_id)
+    _require_free(session, principal.project_id, name)
     _require_severity(min_severity)
     if len(listed(session, principal.project_id)) >= MOST:
         raise errors.Invalid(f"A project has at most {MOST} channels; delete one first.", field="channels", limit=MOST)
@@ -93,9 +95,13 @@ def update(
     given: Given | None = None,
 ) -> models.Channel:
     """Change what is given; a new configuration enables the channel again."""
-    channel = _locked(session, principal, channel_id)
     if name is not None:
         _require_name(name)
+        _lock_names(session, principal.project_id)  # before the row: two orders would deadlock
+    channel = _locked(session, principal, channel_id)
+    if name is not None:
+        if name.strip().casefold() != channel.name.casefold():
+            _require_free(session, principal.project_id, name)
         channel.name = name.strip()
     if min_severity is not None:
         _require_severity(min_severity)
@@ -268,6 +274,21 @@ def _opened(channel: models.Channel) -> notify.Config:
 def _require_name(name: str) -> None:
     if not name.strip() or len(name) > MAX_NAME or not name.isprintable():
         raise errors.Invalid(f"`name` must have 1 to {MAX_NAME} printable characters.", field="name", limit=MAX_NAME)
+
+
+def _lock_names(session: orm.Session, project_id: uuid.UUID) -> None:
+    """Held to the end of the transaction: of two channels named at once, one finds the name taken."""
+    key = {"key": f"cmerwatch channels {project_id}"}
+    session.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))"), key)
+
+
+def _require_free(session: orm.Session, project_id: uuid.UUID, name: str) -> None:
+    """The alert pages and the API know a channel by its name. Those that share one since long may go on to."""
+    name = name.strip()
+    if any(channel.name.casefold() == name.casefold() for channel in listed(session, project_id)):
+        raise errors.Conflict(
+            f"`name`: this project has a channel called “{name}” already; choose another.", field="name"
+        )
 
 
 def _require_severity(value: str) -> None:

@@ -54,8 +54,9 @@ def principal(project_id: uuid.UUID, slug: str = "acme", role: str = "engineer")
 def channel(session: orm.Session, project_id: uuid.UUID, kind: str, url: str, **config: str) -> models.Channel:
     if kind == "pagerduty":
         config = {"routing_key": "R0123456789012345678901234567890"} | config
+    number = len(channels.listed(session, project_id)) + 1
     return channels.create(
-        session, principal(project_id), kind, f"the {kind}", channels.looked_up({"url": url} | config)
+        session, principal(project_id), kind, f"{kind} {number}", channels.looked_up({"url": url} | config)
     ).channel
 
 

@@ -145,7 +145,7 @@ def test_a_silence_covers_the_slices_within_its_match(match: dict[str, str], of:
 
 
 def test_a_silence_of_one_rule_covers_no_other(session: orm.Session, project: models.Project) -> None:
-    rule, other = watched.rule(session, project.id), watched.rule(session, project.id)
+    rule, other = watched.rule(session, project.id), watched.rule(session, project.id, name="other")
     silence = models.Silence(match={}, rule_id=rule.id)
     assert silences.covering([silence], rule.id, {}) is silence
     assert silences.covering([silence], other.id, {}) is None

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import orm
 
-from cmerwatch import alert_rules, alerts, db, models
+from cmerwatch import alert_rules, alerts, db, errors, models
 from tests import factories
 from tests.core import watched
 from tests.core.watched import DAY, END, HOUR, MINUTES_5, MINUTES_10
@@ -156,7 +156,7 @@ def test_late_outputs_are_left_out_of_the_rate(session: orm.Session, project: mo
 
 def test_uer_counts_outputs_of_unknown_confidence(session: orm.Session, project: models.Project) -> None:
     cmer = watched.rule(session, project.id)
-    uer = watched.rule(session, project.id, metric="uer")
+    uer = watched.rule(session, project.id, metric="uer", name="uer")
     watched.lay(session, project.id, END - HOUR, 100, flagged=60, confidence=None)
     watched.tick(session, project.id)
     assert watched.state(session, cmer).state == "insufficient"
@@ -179,7 +179,7 @@ def test_a_checker_that_calibrates_is_told_as_the_reason(session: orm.Session, p
     rule = watched.rule(session, project.id)
     watched.lay(session, project.id, END - HOUR, 100, is_calibrated=False)
     watched.tick(session, project.id)
-    assert watched.state(session, rule).reason == "100 scored, none decided: the checker is calibrating"
+    assert watched.state(session, rule).reason.startswith("100 scored, none decided: the checker is calibrating, or")
 
 
 def test_each_value_of_a_scope_is_judged_on_its_own(session: orm.Session, project: models.Project) -> None:
@@ -307,7 +307,7 @@ def test_only_live_channels_of_the_rule_are_told(session: orm.Session, project: 
     disabled = watched.channel(session, project.id, disabled_at=END)
     watched.channel(session, project.id, deleted_at=END)
     watched.rule(session, project.id, channel_ids=(wanted.id, disabled.id))
-    watched.rule(session, project.id)
+    watched.rule(session, project.id, name="all")
     watched.lay(session, project.id, END - HOUR, 100, flagged=60)
     watched.tick(session, project.id)
     assert sorted(str(message.channel_id) for message in watched.messages(session, project.id)) == sorted(
@@ -450,3 +450,26 @@ def test_a_project_begins_with_the_default_pack_once(session: orm.Session, proje
         ("baseline", "critical", True),
         ("no_data", "warning", True),
     ]
+
+
+def test_of_two_rules_made_at_once_under_one_name_one_is_refused(committed: str) -> None:
+    with db.transaction() as session:
+        project_id = factories.project(session, "acme")
+    together, refused = threading.Barrier(2), list[errors.Conflict]()
+
+    def make() -> None:
+        together.wait()
+        try:
+            with db.transaction() as session:
+                watched.rule(session, project_id)
+        except errors.Conflict as error:
+            refused.append(error)
+
+    threads = [threading.Thread(target=make) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with db.transaction() as session:
+        assert len(alert_rules.find(session, project_id)) == 1
+    assert len(refused) == 1

@@ -55,6 +55,26 @@ def test_a_rule_is_made_read_changed_and_deleted(http: TestClient, admin: dict[s
     assert http.get("/v1/alert-rules", headers=admin).json() == {"rows": []}
 
 
+def test_two_rules_of_a_project_cannot_share_a_name(
+    http: TestClient, admin: dict[str, str], session: orm.Session, stranger: models.Project
+) -> None:
+    watched.rule(session, stranger.id, name="too many")
+    session.commit()
+    first = http.post("/v1/alert-rules", json=RULE, headers=admin)
+    assert first.status_code == 201
+    again = http.post("/v1/alert-rules", json=RULE | {"name": "Too many "}, headers=admin)
+    assert (again.status_code, again.json()["error"]["details"]["field"]) == (409, "name")
+    assert "has a rule called “Too many” already" in again.json()["error"]["message"]
+    other = http.post("/v1/alert-rules", json=RULE | {"name": "other"}, headers=admin).json()
+    address = f"/v1/alert-rules/{other['id']}"
+    assert http.patch(address, json={"name": "too many"}, headers=admin).status_code == 409
+    assert http.patch(address, json={"name": "Other"}, headers=admin).status_code == 200
+    assert http.delete(f"/v1/alert-rules/{first.json()['id']}", headers=admin).status_code == 204
+    assert http.patch(address, json={"name": "too many"}, headers=admin).status_code == 200, (
+        "a deleted rule has no name"
+    )
+
+
 @pytest.mark.parametrize(
     "wrong, field",
     [

@@ -215,6 +215,19 @@ def test_a_second_rotation_within_the_day_is_refused_so_that_the_first_secret_ke
     assert alerting.opened(channel)["old_secret"] == second
 
 
+def test_two_channels_of_a_project_cannot_share_a_name(http: TestClient, admin: dict[str, str]) -> None:
+    first = http.post("/v1/channels", json=WEBHOOK, headers=admin).json()
+    again = http.post("/v1/channels", json=SLACK | {"name": " Ours"}, headers=admin)
+    assert (again.status_code, again.json()["error"]["details"]["field"]) == (409, "name")
+    assert "has a channel called “Ours” already" in again.json()["error"]["message"]
+    other = http.post("/v1/channels", json=SLACK, headers=admin).json()
+    address = f"/v1/channels/{other['id']}"
+    assert http.patch(address, json={"name": "ours"}, headers=admin).status_code == 409
+    assert http.patch(address, json={"name": "On-Call"}, headers=admin).status_code == 200
+    assert http.delete(f"/v1/channels/{first['id']}", headers=admin).status_code == 204
+    assert http.patch(address, json={"name": "ours"}, headers=admin).status_code == 200
+
+
 @pytest.mark.parametrize("method", ["POST", "PATCH"])
 def test_a_name_is_looked_up_while_no_transaction_is_open(
     http: TestClient, admin: dict[str, str], session: orm.Session, monkeypatch: pytest.MonkeyPatch, method: str
@@ -263,7 +276,9 @@ def test_a_new_address_leaves_the_old_secret_its_day(
     config = alerting.opened(session.get_one(models.Channel, uuid.UUID(body["id"])))
     assert (config["url"], config["secret"]) == ("https://192.0.2.2/", rotated["secret"])
     assert config["old_secret"] == body["secret"]
-    entered = alerting.opened(session.get_one(models.Channel, uuid.UUID(made(http, admin)["id"])))["secret"]
+    entered = alerting.opened(session.get_one(models.Channel, uuid.UUID(made(http, admin, name="other")["id"])))[
+        "secret"
+    ]
     http.patch(f"/v1/channels/{body['id']}", json={"secret": entered}, headers=admin)
     session.expire_all()
     config = alerting.opened(session.get_one(models.Channel, uuid.UUID(body["id"])))
@@ -305,8 +320,8 @@ def test_a_project_has_at_most_fifty_channels(
 ) -> None:
     monkeypatch.setattr("cmerwatch.channels.MOST", 2)
     made(http, admin)
-    made(http, admin)
-    refused = http.post("/v1/channels", json=WEBHOOK, headers=admin)
+    made(http, admin, name="another")
+    refused = http.post("/v1/channels", json=WEBHOOK | {"name": "third"}, headers=admin)
     assert (refused.status_code, refused.json()["error"]["details"]["limit"]) == (422, 2)
 
 
@@ -314,7 +329,7 @@ def test_metrics_tell_what_could_not_be_told(
     http: TestClient, admin: dict[str, str], session: orm.Session, project: models.Project
 ) -> None:
     off = made(http, admin)
-    channel = session.get_one(models.Channel, uuid.UUID(made(http, admin)["id"]))
+    channel = session.get_one(models.Channel, uuid.UUID(made(http, admin, name="other")["id"]))
     late, dead = (alerting.message(session, channel, alerting.alert(session, project.id)) for _ in range(2))
     late.next_at = channel.next_send_at = alerting.AT
     dead.state = "dead"

@@ -151,7 +151,7 @@ def test_another_projects_channel_is_not_found(
     answer = browser.post(f"{PATH}/{foreign.id}{act}", data={"name": "mine", "min_severity": "info"})
     assert answer.status_code == 404
     session.refresh(foreign)
-    assert (foreign.name, foreign.disabled_at, foreign.deleted_at) == ("the webhook", None, None)
+    assert (foreign.name, foreign.disabled_at, foreign.deleted_at) == ("webhook 1", None, None)
 
 
 def test_a_viewer_may_neither_see_nor_change_channels(console: TestClient, channel: models.Channel) -> None:
