@@ -63,7 +63,9 @@ def _unless_present(status: str | None) -> str | None:
 
 
 def _is_known(logprob: float | None, token: str | None) -> bool:
-    return logprob is not None and logprob > SENTINEL and (token is None or _MARK.fullmatch(token.strip()) is None)
+    if logprob is None or logprob <= SENTINEL:
+        return False
+    return token is None or "<" not in token or _MARK.fullmatch(token.strip()) is None
 
 
 def _is_constant(values: Sequence[float]) -> bool:
@@ -75,4 +77,4 @@ def _has_content(token: str | None) -> bool:
     if token is None:
         return True
     word = token.strip(" \t\n▁Ġ").lower()
-    return any(c.isalnum() for c in word) and word not in _STRUCTURE
+    return (word.isalnum() or any(c.isalnum() for c in word)) and word not in _STRUCTURE

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, LiteralString
 
 import psycopg
 import sqlalchemy as sa
@@ -67,6 +67,25 @@ def transaction() -> Iterator[orm.Session]:
     with SessionLocal() as session:
         yield session
         session.commit()
+
+
+def fetch(session: orm.Session, statement: LiteralString, values: Mapping[str, str]) -> list[tuple[Any, ...]]:
+    """The rows of one statement in the driver's own terms (`%(name)s`), in the session's transaction.
+
+    Past SQLAlchemy's compiler, types and results, which cost the one statement of an ingest as much as itself; values
+    are text for the same reason, so the statement casts them. Raises what SQLAlchemy would.
+    """
+    connection = session.connection()
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, psycopg.Connection)
+    try:
+        return driver.execute(statement, values).fetchall()
+    except psycopg.Error as error:
+        if driver.closed:
+            connection.invalidate(error)
+        raise sa.exc.DBAPIError.instance(
+            None, None, error, psycopg.Error, hide_parameters=True, connection_invalidated=driver.closed
+        ) from error
 
 
 def after_commit(session: orm.Session, call: Callable[..., object], *args: Any) -> None:

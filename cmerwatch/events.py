@@ -9,13 +9,13 @@ import json
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy import orm
 
 from cmerwatch import blobs as blob_store
-from cmerwatch import confidence, errors, fetches, ids, images, models
+from cmerwatch import confidence, db, errors, fetches, ids, images, models
 from cmerwatch.shapes import BUCKET_SECONDS, LATE_AFTER, Slice
 
 
@@ -97,7 +97,7 @@ def ingest_many(
     """
     try:
         with session.begin_nested() if len(batch) > 1 else contextlib.nullcontext():
-            return _ingest_together(session, project_id, batch, coming, received_at)
+            return ingest_together(session, project_id, batch, coming, received_at)
     except sa.exc.DataError:
         if len(batch) == 1:
             return [errors.Invalid("the event holds a value that the database cannot store.")]
@@ -117,23 +117,24 @@ def _ingest_alone(
 ) -> list[Ingested | errors.CmerwatchError]:
     try:
         with session.begin_nested():
-            return _ingest_together(session, project_id, [event], coming, received_at)
+            return ingest_together(session, project_id, [event], coming, received_at)
     except sa.exc.DataError:
         return [errors.Invalid("the event holds a value that the database cannot store.")]
 
 
-def _ingest_together(
+def ingest_together(
     session: orm.Session,
     project_id: uuid.UUID,
     batch: Sequence[NewEvent],
     coming: Sequence[Picture],
-    received_at: dt.datetime | None,
+    received_at: dt.datetime | None = None,
 ) -> list[Ingested | errors.CmerwatchError]:
+    """`ingest_many` for a caller that begins anew: a DataError of one event leaves the transaction unusable."""
     now = received_at or dt.datetime.now(dt.UTC)
     made = [(ids.uuid7(now), event) for event in batch]
     rows = json.dumps([_row(event_id, event, now) for event_id, event in made], default=str)
-    values = {"project": project_id, "rows": rows, "now": now, "bucket": bucket_of(now)}
-    stored = set(session.scalars(_INGEST, values | _columns(coming)))
+    values = {"project": str(project_id), "rows": rows, "now": now.isoformat(), "bucket": bucket_of(now).isoformat()}
+    stored = {row[0] for row in db.fetch(session, _INGEST, values | _arrays(coming))}
     fetches.expect(session, project_id, {one: event.urls for one, event in made if event.urls and one in stored})
     return [
         Ingested(event_id, "accepted") if event_id in stored else _recognise(session, project_id, event, coming)
@@ -145,10 +146,9 @@ def _ingest_together(
 # Two retries at once meet at the primary key of ingest_keys: the second waits for the first's commit, is left out
 # here, and is recognised by the statement after. Keys are taken in order, so that two batches cannot deadlock.
 # Images are looked up by a scalar subquery: of NOT EXISTS, a plan cached on an empty table joins a whole project's.
-_INGEST = sa.text(
-    """
+_INGEST: Final = """
     WITH sent AS MATERIALIZED (
-        SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS t(
+        SELECT * FROM jsonb_to_recordset(%(rows)s::jsonb) AS t(
             id uuid, event_key text, key_hash text, body_hash text, occurred_at timestamptz, is_late boolean,
             images text[], geo_p float8, mean_p float8, min_p float8, n_tokens int, confidence_status text,
             sample_rate float8, endpoint text, prompt_type text, customer text, model text, model_version text,
@@ -157,27 +157,28 @@ _INGEST = sa.text(
     ), whole AS (
         SELECT * FROM sent WHERE NOT EXISTS (
             SELECT FROM unnest(sent.images) AS wanted(sha256)
-            WHERE wanted.sha256 <> ALL (CAST(:hashes AS text[])) AND (
-                SELECT true FROM images WHERE images.project_id = :project AND images.sha256 = wanted.sha256) IS NULL)
+            WHERE wanted.sha256 <> ALL (%(hashes)s::text[]) AND (
+                SELECT true FROM images
+                WHERE images.project_id = %(project)s::uuid AND images.sha256 = wanted.sha256) IS NULL)
     ), keys AS (
         INSERT INTO ingest_keys (project_id, key_hash, body_hash, event_id)
-        SELECT :project, decode(key_hash, 'hex'), decode(body_hash, 'hex'), id
+        SELECT %(project)s::uuid, decode(key_hash, 'hex'), decode(body_hash, 'hex'), id
         FROM whole WHERE key_hash IS NOT NULL ORDER BY key_hash
         ON CONFLICT DO NOTHING RETURNING event_id
     ), new AS (
         SELECT * FROM whole WHERE key_hash IS NULL OR id IN (SELECT event_id FROM keys)
     ), noted AS (
         INSERT INTO images (project_id, sha256, size_bytes, format, width, height)
-        SELECT :project, * FROM unnest(CAST(:hashes AS text[]), CAST(:sizes AS int[]), CAST(:formats AS text[]),
-            CAST(:widths AS int[]), CAST(:heights AS int[])) AS came(sha256)
+        SELECT %(project)s::uuid, * FROM unnest(%(hashes)s::text[], %(sizes)s::int[], %(formats)s::text[],
+            %(widths)s::int[], %(heights)s::int[]) AS came(sha256)
         WHERE came.sha256 IN (SELECT unnest(new.images) FROM new) ORDER BY came.sha256
         ON CONFLICT DO NOTHING
     ), made_events AS (
         INSERT INTO events (id, project_id, event_key, received_at, occurred_at, is_late, images, geo_p, mean_p, min_p,
             n_tokens, confidence_status, sample_rate, endpoint, prompt_type, customer, model, model_version,
             environment)
-        SELECT id, :project, event_key, :now, occurred_at, is_late, images, geo_p, mean_p, min_p,
-            n_tokens, confidence_status, sample_rate, endpoint, prompt_type, customer, model, model_version,
+        SELECT id, %(project)s::uuid, event_key, %(now)s::timestamptz, occurred_at, is_late, images, geo_p, mean_p,
+            min_p, n_tokens, confidence_status, sample_rate, endpoint, prompt_type, customer, model, model_version,
             environment
         FROM new
     ), made_bodies AS (
@@ -188,15 +189,12 @@ _INGEST = sa.text(
     ), made_work AS (
         INSERT INTO work (event_id, project_id, bucket, endpoint, prompt_type, customer, model, model_version,
             environment)
-        SELECT id, :project, :bucket, endpoint, prompt_type, customer, model, model_version, environment FROM new
+        SELECT id, %(project)s::uuid, %(bucket)s::timestamptz, endpoint, prompt_type, customer, model, model_version,
+            environment
+        FROM new
     )
     SELECT id FROM new
-    """
-).bindparams(
-    sa.bindparam("project", type_=sa.Uuid()),
-    sa.bindparam("now", type_=sa.DateTime(timezone=True)),
-    sa.bindparam("bucket", type_=sa.DateTime(timezone=True)),
-)
+"""
 
 
 def _recognise(
@@ -298,6 +296,11 @@ def _columns(pictures: Sequence[Picture]) -> dict[str, list[Any]]:
         "widths": [picture.header.width for picture in pictures],
         "heights": [picture.header.height for picture in pictures],
     }
+
+
+def _arrays(pictures: Sequence[Picture]) -> dict[str, str]:
+    """`_columns` as Postgres writes arrays; hashes, numbers and names of formats hold nothing to quote."""
+    return {name: "{" + ",".join(map(str, values)) + "}" for name, values in _columns(pictures).items()}
 
 
 _NOTE_IMAGES = sa.text(

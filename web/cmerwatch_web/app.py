@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import AsyncIterator
 
 from fastapi import FastAPI
 
 from cmerwatch import blobs, db, queue, settings
 from cmerwatch_web import console, errors, security
-from cmerwatch_web.api import alerts, channels, cmer, events, health, images, ledger, policies, reviews, sink
+from cmerwatch_web.api import alerts, channels, cmer, events, health, images, intake, ledger, policies, reviews, sink
 
 STATEMENT_TIMEOUT_MS = 10_000  # a locked table answers 503 by then, before every thread waits for it
 
@@ -28,6 +29,7 @@ def create_app(configuration: settings.Settings | None = None) -> FastAPI:
     )
     app.state.settings = configuration
     app.state.blobs = blobs.FolderStore(configuration.blob_dir)
+    app.state.intake = intake.Intake(app.state)
     for part in (events, images, cmer, ledger, policies, reviews, alerts, channels, health):
         app.include_router(part.router)
     if configuration.demo_sink:
@@ -46,6 +48,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     configuration: settings.Settings = app.state.settings
     engine = db.configure(configuration.database_url, statement_timeout_ms=STATEMENT_TIMEOUT_MS)
     queue.configure(configuration)
+    gc.freeze()  # modules and routes live as long as the process: walking them again and again is what made tails long
     try:
         yield
     finally:

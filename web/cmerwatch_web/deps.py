@@ -64,9 +64,16 @@ def _key_with(*actions: str) -> Callable[[str | None], Awaitable[access.Principa
     return principal
 
 
+async def may_ingest(request: Request) -> access.Principal:
+    """MayIngest for a route that does without dependencies."""
+    return await _with_ingest(request.headers.get("authorization"))
+
+
+_with_ingest = _key_with("ingest")
+
 Session = Annotated[orm.Session, Depends(get_session, scope="function")]
 Blobs = Annotated[blobs.BlobStore, Depends(get_blobs)]
-MayIngest = Annotated[access.Principal, Depends(_key_with("ingest"))]
+MayIngest = Annotated[access.Principal, Depends(_with_ingest)]
 MayRead = Annotated[access.Principal, Depends(_key_with("read"))]
 MayReview = Annotated[access.Principal, Depends(_key_with("review"))]
 MayAlert = Annotated[access.Principal, Depends(_key_with("alerts"))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -16,14 +16,15 @@ PAGE_POLICY = (
 )
 DATA_POLICY = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 
+# As ASGI wants them, lower-case bytes: they go out with every answer and are looked through for each.
 _HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
-    "Cache-Control": "no-store",
+    b"x-content-type-options": b"nosniff",
+    b"x-frame-options": b"DENY",
+    b"referrer-policy": b"no-referrer",
+    b"cross-origin-opener-policy": b"same-origin",
+    b"cross-origin-resource-policy": b"same-origin",
+    b"permissions-policy": b"camera=(), geolocation=(), microphone=(), payment=(), usb=()",
+    b"cache-control": b"no-store",
 }
 
 BODY_SECONDS = 60.0  # 32 MiB at 4.5 Mbit/s; slower senders only hold memory
@@ -35,16 +36,17 @@ class SecurityHeaders:
 
     def __init__(self, app: ASGIApp, https: bool) -> None:
         self.app = app
-        self.headers = _HEADERS | ({"Strict-Transport-Security": "max-age=31536000"} if https else {})
+        common = _HEADERS | ({b"strict-transport-security": b"max-age=31536000"} if https else {})
+        self.of_pages = [(b"content-security-policy", PAGE_POLICY.encode()), *common.items()]
+        self.of_data = [(b"content-security-policy", DATA_POLICY.encode()), *common.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                is_page = headers.get("content-type", "").startswith("text/html")
-                headers.setdefault("Content-Security-Policy", PAGE_POLICY if is_page else DATA_POLICY)
-                for name, value in self.headers.items():
-                    headers.setdefault(name, value)
+                own = {name.lower(): value for name, value in message["headers"]}
+                is_page = own.get(b"content-type", b"").startswith(b"text/html")
+                ours = self.of_pages if is_page else self.of_data
+                message["headers"] = [*message["headers"], *(pair for pair in ours if pair[0] not in own)]
             await send(message)
 
         await self.app(scope, receive, with_headers)

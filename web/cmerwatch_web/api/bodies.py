@@ -36,6 +36,10 @@ class Sent:
     images: dict[str, bytes]
     started: float
 
+    @property
+    def size(self) -> int:
+        return len(self.events) + sum(map(len, self.images.values()))
+
 
 async def sent(request: Request) -> Sent:
     """The body of POST /v1/events. Its total size is already bounded by the middleware BodyLimits."""

@@ -6,27 +6,23 @@ import time
 import uuid
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse
 from sqlalchemy import orm
 
 from cmerwatch import (
     access,
     blindness,
-    blobs,
-    db,
     errors,
     event_views,
-    events,
     fetches,
     models,
     policies,
-    queue,
     shapes,
 )
 from cmerwatch_web import deps
 from cmerwatch_web import errors as web_errors
-from cmerwatch_web.api import arrivals, bodies, metrics, schemas, times
+from cmerwatch_web.api import bodies, intake, metrics, schemas, times
 
 router = APIRouter(prefix="/v1", tags=["events"])
 
@@ -47,69 +43,25 @@ _BODY = {
 
 
 @router.post("/events", status_code=202, openapi_extra=_BODY)
-def post_events(
-    request: Request,
-    principal: deps.MayIngest,  # before the body: nobody without a key makes us hold megabytes
-    sent: Annotated[bodies.Sent, Depends(bodies.sent)],
-    store: deps.Blobs,
-) -> JSONResponse:
+async def post_events(request: Request) -> JSONResponse:
     """Store one event, or up to 64."""
-    arrived = arrivals.read(sent, request.app.state.settings)
-    # Here instead of deps.Session, which would cross to another thread twice more: the commit is at the block's end.
-    with db.transaction() as session:
-        results = _store(session, store, principal, arrived)
-        if len(results) == 1 and isinstance(results[0], errors.CmerwatchError):
-            metrics.count(["rejected"])
-            raise results[0]
-        statuses = [_status(result) for result in results]
-        if "accepted" in statuses:
-            db.after_commit(session, queue.hint, "check")
-    metrics.count(statuses, time.perf_counter() - sent.started)
+    # Called here instead of being dependencies, whose resolving costs more than reading the event does.
+    principal = await deps.may_ingest(request)  # before the body: nobody without a key makes us hold megabytes
+    sent = await bodies.sent(request)
+    taking: intake.Intake = request.app.state.intake
+    results = await taking.take(principal.project_id, sent)
+    if len(results) == 1 and isinstance(results[0], errors.CmerwatchError):
+        metrics.count(["rejected"])
+        raise results[0]
+    metrics.count([_status(result) for result in results], time.perf_counter() - sent.started)
     return JSONResponse({"results": [_result(result) for result in results]}, 202)
 
 
-Result = events.Ingested | errors.CmerwatchError
-
-
-def _store(
-    session: orm.Session, store: blobs.BlobStore, principal: access.Principal, arrived: arrivals.Arrivals
-) -> list[Result]:
-    """What became of each event, in order.
-
-    Rows first, then the bytes of accepted events, then the commit: a refused event leaves nothing behind, and a row
-    is seen by nobody before its bytes are on disk.
-    """
-    valid = [row.event for row in arrived.rows if row.event is not None]
-    coming = list(arrived.pictures.values())
-    outcomes = iter(events.ingest_many(session, principal.project_id, valid, coming=coming) if valid else [])
-    results: list[Result] = []
-    wanted: set[str] = set()
-    for row in arrived.rows:
-        result = row.error or next(outcomes)
-        if isinstance(result, errors.CmerwatchError):
-            if isinstance(result, errors.Unavailable):
-                raise result
-            results.append(result if row.error else _placed(result, row.path))
-        else:
-            results.append(result)
-            if result.status == "accepted" and row.event is not None:
-                wanted.update(row.event.images)
-    for picture in coming:
-        if picture.sha256 in wanted:
-            store.put(principal.project_id, picture.sha256, picture.data)
-    return results
-
-
-def _placed(error: errors.CmerwatchError, path: str) -> errors.CmerwatchError:
-    """A refusal by the core, with the name of its event."""
-    return arrivals.at(error, path + str(error.details.get("field", "event"))) if path else error
-
-
-def _status(result: Result) -> str:
+def _status(result: intake.Result) -> str:
     return "rejected" if isinstance(result, errors.CmerwatchError) else result.status
 
 
-def _result(result: Result) -> dict[str, Any]:
+def _result(result: intake.Result) -> dict[str, Any]:
     if isinstance(result, errors.CmerwatchError):
         return {"id": None, "status": "rejected", "error": web_errors.of(result)}
     return {"id": str(result.id), "status": result.status}
