@@ -43,10 +43,13 @@ class Judgement:
     evidence: dict[str, Any]
 
 
-def judge(rule: models.AlertRule, window: Counts, line: Line | None) -> Judgement:
-    """A threshold or baseline rule. `line` is None where there is nothing to compare with yet."""
+def judge(rule: models.AlertRule, window: Counts, line: Line | None, not_compared: str = "") -> Judgement:
+    """A threshold or baseline rule. `line` is None where there is nothing to compare with yet; `not_compared` says why
+    the line, or that there is none, is without a baseline that there would be."""
     hits, n = window.rate(rule.metric)
     evidence = _numbers(window, hits, n) | _line_evidence(line)
+    if not_compared:
+        evidence["not_compared"] = not_compared
     if not window.accepted:
         return Judgement("silent", "nothing arrived in the window", evidence)
     coverage = window.coverage or 0.0
@@ -55,9 +58,8 @@ def judge(rule: models.AlertRule, window: Counts, line: Line | None) -> Judgemen
     if n < rule.min_n:
         return Judgement("few", _few(window, n, rule), evidence)
     if line is None:
-        return Judgement(
-            "few", f"no baseline yet: it takes {BASELINE_MIN_N} outputs of the seven days before", evidence
-        )
+        missing = f"no baseline yet: it takes {BASELINE_MIN_N} outputs of the seven days before"
+        return Judgement("few", not_compared or missing, evidence)
     low = intervals.wilson(hits, n)[0]
     if low > line.at:
         return Judgement("over", "", evidence)
@@ -120,9 +122,29 @@ def _few(window: Counts, n: int, rule: models.AlertRule) -> str:
     if window.outdated and window.undecided == window.scored:
         return f"{window.scored:,} scored, none decided by the policy in force; what it decides from now on counts"
     if window.undecided and window.undecided == window.scored:
-        return f"{window.undecided:,} scored, none decided: the checker is calibrating"
+        return (
+            f"{window.undecided:,} scored, none decided: the checker is calibrating, or the policy does not fit it: "
+            "the policies page says which"
+        )
     what = "with a known confidence" if rule.metric == "cmer" else "decided"
-    return f"{n:,} outputs {what}, it takes {rule.min_n:,}"
+    takes = f"{n:,} outputs {what}, it takes {rule.min_n:,}"
+    if window.outdated and window.undecided:
+        return (
+            f"{takes} under policy {window.version}; {window.outdated:,} were decided under {window.outdated_by} before"
+        )
+    return takes
+
+
+def not_compared(rule: models.AlertRule, line: Line | None, week: Counts, version: int) -> str:
+    """Why a rule is without a baseline although there were outputs: another policy decided them, and what share it
+    flagged tells nothing of what this one would have. Empty where that is not the reason. `week`: of the project."""
+    has_baseline = line is not None and line.baseline is not None
+    if rule.kind != "baseline" or has_baseline or not week.outdated or not week.undecided:
+        return ""
+    return (
+        f"baseline: the 7 days before are decided under policy {week.outdated_by}, the window under {version}; decide "
+        "history again to compare"
+    )
 
 
 def line_of(rule: models.AlertRule, own: Counts, project: Counts, window_start: dt.datetime) -> Line | None:

@@ -43,10 +43,13 @@ class Counts:
     waiting: int = 0
     quarantined: int = 0
     first: dt.datetime | None = None  # start of the first bucket with a decision of the version in force
+    version: int = 0  # of the policy in force; 0 where nothing was counted
+    outdated_by: int = 0  # the newest other version that decided any; 0 where none did
 
     def add(self, other: Counts) -> None:
         for name in (*_READ, *_OPEN):
             setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.version, self.outdated_by = max(self.version, other.version), max(self.outdated_by, other.outdated_by)
         self.first = min((at for at in (self.first, other.first) if at is not None), default=None)
 
     @property
@@ -171,7 +174,8 @@ def _slice(row: sa.Row[Any]) -> Slice:
 
 
 def _counts(row: sa.Row[Any]) -> Counts:
-    return Counts(**{name: getattr(row, name) for name in _READ}, first=row.first)
+    named = {name: getattr(row, name) for name in (*_READ, "first", "version", "outdated_by")}
+    return Counts(**named)
 
 
 _KEYS = ", ".join(DIMENSIONS)
@@ -187,7 +191,8 @@ _SUMS = (
     "coalesce(sum(scored - undecided) FILTER (WHERE policy_version <> :policy), 0)::int AS outdated, "
     f"coalesce(sum(n - late_n) {_OWN}, 0)::int AS n, "
     f"coalesce(sum(flagged - late_flagged) {_OWN}, 0)::int AS flagged, "
-    f"coalesce(sum(low) {_OWN}, 0)::int AS low"
+    f"coalesce(sum(low) {_OWN}, 0)::int AS low, CAST(:policy AS int) AS version, "
+    "coalesce(max(policy_version) FILTER (WHERE policy_version <> :policy AND scored > undecided), 0) AS outdated_by"
 )
 
 

@@ -135,6 +135,17 @@ def standings(session: orm.Session, project_id: uuid.UUID, *states: str, limit: 
     return _standing(session, project_id, list(states), None, limit).rows
 
 
+def not_compared(session: orm.Session, project_id: uuid.UUID) -> tuple[int, str]:
+    """How many slices are judged without the baseline of their rule since the policy changed, and why; (0, "")."""
+    said = models.AlertState.evidence["not_compared"].astext
+    found = session.execute(
+        sa.select(sa.func.count(sa.distinct(models.AlertState.slice_key)), sa.func.max(said))
+        .join(models.AlertRule, models.AlertRule.id == models.AlertState.rule_id)
+        .where(models.AlertState.project_id == project_id, said.is_not(None), models.AlertRule.is_enabled)
+    ).one()
+    return int(found[0]), str(found[1] or "")
+
+
 def get(session: orm.Session, project_id: uuid.UUID, alert_id: uuid.UUID) -> Row:
     """One episode. Raises NotFound, for another project's alike."""
     found = session.execute(_episodes(project_id).where(models.Alert.id == alert_id)).all()

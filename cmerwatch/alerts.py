@@ -147,7 +147,8 @@ class _Run:
             )
         line = self._kept_line(state) if state is not None and is_open else None
         line = line or alert_judging.line_of(rule, scene.week.total, project_week.total, scene.start)
-        return alert_judging.judge(rule, scene.window.total, line)
+        missing = alert_judging.not_compared(rule, line, project_week.total, self.numbers.judged_by[1])
+        return alert_judging.judge(rule, scene.window.total, line, missing)
 
     def _kept_line(self, state: models.AlertState) -> alert_judging.Line | None:
         """Not one of another checker's or policy's numbers: theirs lie elsewhere, and the alert might never end."""

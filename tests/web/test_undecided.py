@@ -9,6 +9,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import orm
 
 from cmerwatch import blobs, models, policies, withheld
+from tests.core import watched
 from tests.web import seeded
 from tests.web.test_console_settings import words
 
@@ -82,3 +83,24 @@ def test_a_calibrating_checker_is_another_reason(
     seeded.check(session, seeded.scored(0.3, None), is_calibrated=False)
     session.commit()
     assert "calibrating" in http.get(f"/v1/events/{made}", headers=read).json()["undecided"]
+
+
+def test_the_alert_page_says_which_baselines_a_policy_change_took_and_leads_to_the_button(
+    console: TestClient, session: orm.Session, project: models.Project
+) -> None:
+    rule = watched.rule(session, project.id, "baseline")
+    watched.lay_week(session, project.id)
+    policies.create(session, project.id, [{"sim_threshold": 0.6}], "user:ada")
+    watched.lay(session, project.id, watched.END - watched.MINUTES_5, 100, policy_version=2)
+    session.commit()
+    assert "without its usual rate" not in words(console.get("/alerts").text)
+    watched.tick(session, project.id)
+    session.commit()
+    assert watched.state(session, rule).state == "insufficient"
+    page = console.get("/alerts").text
+    assert (
+        "1 slice is judged without its usual rate, by fixed lines only where the rule has one. baseline: the 7 days "
+        "before are decided under policy 1, the window under 2; decide history again to compare" in words(page)
+    )
+    assert 'href="/settings/policies#history"' in page
+    assert 'id="history"' in console.get("/settings/policies").text

@@ -95,6 +95,7 @@ def list_alerts(request: Request, session: auth.Session, viewer: auth.Viewer) ->
         pending=alert_views.standings(session, viewer.project_id, "pending"),
         missing=alert_views.standings(session, viewer.project_id, "no_data", limit=MOST_STANDING),
         few=alert_views.standings(session, viewer.project_id, "insufficient", limit=MOST_STANDING),
+        not_compared=alert_views.not_compared(session, viewer.project_id),
         ended=ended.rows,
         has_rules=any(rule.is_enabled for rule in alert_rules.find(session, viewer.project_id)),
         late=_late(session),
