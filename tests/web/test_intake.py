@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 import uuid
 from collections.abc import Callable
 from typing import Any
 
 import fastapi
+import httpx2
 import psycopg
 import pytest
 
@@ -17,7 +17,7 @@ from cmerwatch import access, blobs, db, errors, events, settings
 from cmerwatch_web import app as web
 from cmerwatch_web.api import bodies, intake
 from tests.stack import wait_until
-from tests.web.wire import event, inline, named, png, sha256
+from tests.web.wire import event, inline, multipart, named, png, sha256
 
 Results = list[intake.Result]
 
@@ -34,8 +34,9 @@ def app(committed: str, configured: Callable[..., settings.Settings]) -> fastapi
 
 
 def sent(*listed: dict[str, Any], images: tuple[bytes, ...] = ()) -> bodies.Sent:
-    body = json.dumps({"events": listed}).encode()
-    return bodies.Sent(body, {sha256(data): data for data in images}, time.perf_counter())
+    request = httpx2.Request("POST", "http://test", **multipart(list(listed), *images))
+    boundary = request.headers["content-type"].partition("boundary=")[2]
+    return bodies.Sent(request.read(), boundary.encode(), time.perf_counter())
 
 
 def taken(app: fastapi.FastAPI, project_id: uuid.UUID, *requests: bodies.Sent) -> list[Results | BaseException]:
@@ -76,7 +77,7 @@ def test_requests_that_come_together_share_transactions(
 def test_a_request_that_makes_no_sense_is_refused_alone(
     app: fastapi.FastAPI, project_id: uuid.UUID, committed: str
 ) -> None:
-    broken = bodies.Sent(b"{", {}, time.perf_counter())
+    broken = bodies.Sent(b"{", None, time.perf_counter())
     good, bad, mixed = taken(app, project_id, sent(event()), broken, sent(event(output=""), event()))
     assert statuses(good) == ["accepted"]
     assert isinstance(bad, errors.Invalid)

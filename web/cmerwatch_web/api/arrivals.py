@@ -30,9 +30,10 @@ class Arrivals:
 
 def read(sent: bodies.Sent, limits: settings.Settings) -> Arrivals:
     """Raises Invalid where the request as a whole makes no sense; what is wrong with one event stands in its row."""
-    listed = _listed(bodies.document(sent.events))
-    needs_cleaning = bodies.needs_cleaning(sent.events)
-    reader = _Reader(sent.images, limits)
+    body, images = bodies.opened(sent)
+    listed = _listed(bodies.document(body))
+    needs_cleaning = bodies.needs_cleaning(body)
+    reader = _Reader(images, limits)
     return Arrivals([reader.arrive(value, path, needs_cleaning) for path, value in listed], reader.pictures)
 
 

@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 import re
 import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from fastapi import Request
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from python_multipart.multipart import parse_options_header
 from starlette.exceptions import HTTPException
 
 from cmerwatch import errors
-
-if TYPE_CHECKING:
-    from python_multipart.multipart import MultipartCallbacks  # exists for type checkers only
+from cmerwatch_web.api import multipart
 
 MAX_PARTS = 1 + 64 * 16  # the part `events`, and 16 images of each of 64 events
 MAX_DEPTH = 32  # of arrays and objects within each other; deeper ones exhaust the stack of whoever reads them later
@@ -30,30 +27,43 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """`events`: JSON bytes; `images`: bytes by the sha256 that their part claims; `started`: time.perf_counter()."""
+    """The body of POST /v1/events, not looked at yet. `boundary`: None for JSON; `started`: time.perf_counter()."""
 
-    events: bytes
-    images: dict[str, bytes]
+    body: bytes
+    boundary: bytes | None
     started: float
-
-    @property
-    def size(self) -> int:
-        return len(self.events) + sum(map(len, self.images.values()))
 
 
 async def sent(request: Request) -> Sent:
-    """The body of POST /v1/events. Its total size is already bounded by the middleware BodyLimits."""
+    """Its total size is already bounded by the middleware BodyLimits."""
     started = time.perf_counter()
     kind, options = parse_options_header(request.headers.get("content-type"))
     if kind == b"multipart/form-data":
-        parts = await _parts(request, options.get(b"boundary", b""))
-        if "events" not in parts:
-            raise errors.Invalid("The part `events` (JSON) is missing.", field="events")
-        events = bytes(parts.pop("events"))
-        return Sent(events, {name.removeprefix("sha256:"): bytes(data) for name, data in parts.items()}, started)
+        return Sent(await request.body(), options.get(b"boundary", b""), started)
     if kind in (b"", b"application/json") or kind.endswith(b"+json"):
-        return Sent(await request.body(), {}, started)
+        return Sent(await request.body(), None, started)
     raise HTTPException(415, "Content-Type must be application/json or multipart/form-data.")
+
+
+def opened(sent: Sent) -> tuple[bytes, dict[str, bytes]]:
+    """The JSON of the events, and the bytes of images by the sha256 that their part claims. Raises Invalid."""
+    if sent.boundary is None:
+        return sent.body, {}
+    found: dict[str, bytes] = {}
+    for name, data in multipart.parts(sent.body, sent.boundary):
+        if name != "events" and not _IMAGE_PART.fullmatch(name):
+            raise errors.Invalid(
+                f"The part {name[:80]!r} is neither `events` nor `sha256:` with 64 lower-case hex digits.", field="body"
+            )
+        if name in found:
+            raise errors.Invalid(f"The part {name!r} came twice; send each once.", field=name)
+        if len(found) == MAX_PARTS:
+            raise errors.Invalid(f"The body has more than {MAX_PARTS} parts.", field="body", limit=MAX_PARTS)
+        found[name] = data
+    if "events" not in found:
+        raise errors.Invalid("The part `events` (JSON) is missing.", field="events")
+    events = found.pop("events")
+    return events, {name.removeprefix("sha256:"): data for name, data in found.items()}
 
 
 async def value(request: Request) -> Any:
@@ -63,72 +73,6 @@ async def value(request: Request) -> Any:
         raise HTTPException(415, "Content-Type must be application/json.")
     raw = await request.body()
     return cleaned(document(raw))[0] if raw.strip() else {}
-
-
-@dataclass
-class _Collector:
-    """Callbacks of the multipart parser, which hand over pieces of headers and data."""
-
-    parts: dict[str, bytearray] = field(default_factory=dict)
-    header: bytearray = field(default_factory=bytearray)
-    value: bytearray = field(default_factory=bytearray)
-    disposition: bytes = b""
-    data: bytearray = field(default_factory=bytearray)
-    is_whole: bool = False
-
-    def callbacks(self) -> MultipartCallbacks:
-        return {
-            "on_part_begin": self.on_part_begin,
-            "on_header_field": lambda data, start, end: self.header.extend(data[start:end]),
-            "on_header_value": lambda data, start, end: self.value.extend(data[start:end]),
-            "on_header_end": self.on_header_end,
-            "on_headers_finished": self.on_headers_finished,
-            "on_part_data": lambda data, start, end: self.data.extend(memoryview(data)[start:end]),
-            "on_end": self.on_end,
-        }
-
-    def on_part_begin(self) -> None:
-        self.disposition = b""
-
-    def on_header_end(self) -> None:
-        if self.header.lower() == b"content-disposition":
-            self.disposition = bytes(self.value)
-        self.header.clear()
-        self.value.clear()
-
-    def on_headers_finished(self) -> None:
-        name = parse_options_header(self.disposition)[1].get(b"name", b"").decode("utf-8", "replace")
-        if name != "events" and not _IMAGE_PART.fullmatch(name):
-            raise errors.Invalid(
-                f"The part {name[:80]!r} is neither `events` nor `sha256:` with 64 lower-case hex digits.", field="body"
-            )
-        if name in self.parts:
-            raise errors.Invalid(f"The part {name!r} came twice; send each once.", field=name)
-        if len(self.parts) == MAX_PARTS:
-            raise errors.Invalid(f"The body has more than {MAX_PARTS} parts.", field="body", limit=MAX_PARTS)
-        self.data = self.parts[name] = bytearray()
-
-    def on_end(self) -> None:
-        self.is_whole = True
-
-
-async def _parts(request: Request, boundary: bytes) -> dict[str, bytearray]:
-    collector = _Collector()
-    try:
-        if not boundary:
-            raise FormParserError
-        parser = MultipartParser(boundary, collector.callbacks())
-        async for chunk in request.stream():
-            parser.write(chunk)
-    except FormParserError:
-        raise _not_multipart() from None
-    if not collector.is_whole:
-        raise _not_multipart()
-    return collector.parts
-
-
-def _not_multipart() -> errors.Invalid:
-    return errors.Invalid("The body is not well-formed multipart/form-data, or was cut off.", field="body")
 
 
 def document(raw: bytes) -> Any:

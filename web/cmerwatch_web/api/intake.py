@@ -109,9 +109,9 @@ class Intake:
 
 def _take_next(waiting: deque[_Request]) -> list[_Request]:
     taken = [waiting.popleft()]
-    size = taken[0].sent.size
-    while waiting and len(taken) < MOST_REQUESTS and size + waiting[0].sent.size <= MOST_BYTES:
-        size += waiting[0].sent.size
+    size = len(taken[0].sent.body)
+    while waiting and len(taken) < MOST_REQUESTS and size + len(waiting[0].sent.body) <= MOST_BYTES:
+        size += len(waiting[0].sent.body)
         taken.append(waiting.popleft())
     return taken
 
