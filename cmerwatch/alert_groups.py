@@ -68,7 +68,7 @@ def covered(of: Mapping[str, str], fired_at: dt.datetime, by: Open) -> bool:
     """Whether an alert is the trouble that a more severe group tells of already: of a slice that it names, whenever it
     began, or of one that it overlaps, begun within the same hour."""
     is_near = abs(fired_at - by.opened_at) < WINDOW
-    return any(dict(of) == dict(other) or (is_near and overlap(of, other)) for other in by.slices)
+    return any(of == other or (is_near and overlap(of, other)) for other in by.slices)
 
 
 def _broadest_first(fired: Fired) -> tuple[int, int, str]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import itertools
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
@@ -33,6 +34,20 @@ class _News:
     recovered: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Severe:
+    """Open groups more severe than some other, all of them and by each slice that fires."""
+
+    groups: list[alert_groups.Open] = field(default_factory=list)
+    by_slice: dict[str, list[alert_groups.Open]] = field(default_factory=dict)
+
+    def add(self, group: Group) -> None:
+        made = group.as_open()
+        self.groups.append(made)
+        for alert in group.firing:
+            self.by_slice.setdefault(alert.slice_key, []).append(made)
+
+
 class Messages:
     """The open groups of a project, and what each channel was written of them; read once for one evaluation."""
 
@@ -43,7 +58,12 @@ class Messages:
         self.count = 0
         self._written = _written(session, list(self.groups))
         self._listeners: dict[uuid.UUID, list[models.Channel]] = {}
+        self._severe: dict[tuple[str, str, bool], _Severe] = {}
         self._project = session.get_one(models.Project, project_id).slug
+
+    def regrouped(self) -> None:
+        """Groups were opened, grew or shrank: what is known of the severe ones is to be looked at again."""
+        self._severe.clear()
 
     def silence(self, alert: models.Alert) -> models.Silence | None:
         return silences.covering(self.quiet, alert.rule_id, alert.slice)
@@ -135,15 +155,24 @@ class Messages:
 
     def _spared(self, group: Group, loud: list[models.Alert], channels: Iterable[uuid.UUID]) -> list[uuid.UUID]:
         """Those that know of all of it from more severe groups of the same metric: it is the same trouble."""
-        worse = [other for other in self.groups.values() if _is_worse(other, group)] if channels else []
-        spared = []
-        for channel in channels:
-            known = [other.as_open() for other in worse if self._written.get(other.id, {}).get(channel)]
-            if known and all(
-                any(alert_groups.covered(alert.slice, alert.fired_at, other) for other in known) for alert in loud
-            ):
-                spared.append(channel)
-        return spared
+        severe = self._more_severe(group) if channels else _Severe()
+        return [channel for channel in channels if all(self._knows(channel, alert, severe) for alert in loud)]
+
+    def _knows(self, channel: uuid.UUID, alert: models.Alert, severe: _Severe) -> bool:
+        likely = severe.by_slice.get(alert.slice_key, [])  # first: a thousand slices may be critical and warn at once
+        return any(
+            self._written.get(other.id, {}).get(channel) and alert_groups.covered(alert.slice, alert.fired_at, other)
+            for other in itertools.chain(likely, severe.groups)
+        )
+
+    def _more_severe(self, group: Group) -> _Severe:
+        kind = (group.leader.severity, group.rule.metric, group.rule.kind == "no_data")
+        if kind not in self._severe:
+            self._severe[kind] = found = _Severe()
+            for other in self.groups.values():
+                if _is_worse(other, group):
+                    found.add(other)
+        return self._severe[kind]
 
     def _channels(self, rule: models.AlertRule) -> list[models.Channel]:
         """The channels that may be told of it now, read once per rule: a thousand slices may fire at every tick."""

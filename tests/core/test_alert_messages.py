@@ -190,6 +190,20 @@ def test_a_channel_made_while_it_fires_hears_of_the_group_once_and_the_others_st
     assert len(firing.notice["parts"]) == 4
 
 
+def test_telling_a_new_channel_takes_no_update_from_the_others(
+    session: orm.Session, project: models.Project, hook: models.Channel, story: Story
+) -> None:
+    """It is made in the minutes in which the others still wait for theirs."""
+    watch(session, project)
+    story.step(a=30, b=0)
+    session.execute(sa.update(models.Alert).values(last_told_at=END + dt.timedelta(seconds=60)))
+    session.expire_all()
+    watched.channel(session, project.id, name="late")
+    assert [one["status"] for one in story.step(a=30, b=30)] == ["firing"]
+    watched.tick(session, project.id, dt.timedelta(minutes=5, seconds=45))
+    assert watched.kinds(session, project.id)[:3] == ["firing", "firing", "update"]
+
+
 # Silences
 
 
@@ -349,3 +363,24 @@ def test_the_count_beside_alerts_is_of_incidents(
     watch(session, project)
     story.step(a=30, b=30)
     assert alert_views.firing(session, project.id) == 1
+
+
+def test_the_history_of_a_bucket_is_written_in_one_statement(
+    session: orm.Session, project: models.Project, hook: models.Channel, story: Story
+) -> None:
+    """Hundreds of slices may change at once, and the project's lock is held meanwhile."""
+    watch(session, project)
+    written = []
+
+    def see(connection: object, cursor: object, statement: str, *rest: object) -> None:
+        if "INSERT INTO alert_transitions" in statement:
+            written.append(statement)
+
+    engine = session.get_bind().engine
+    sa.event.listen(engine, "before_cursor_execute", see)
+    try:
+        story.step(a=30, b=40, c=50)
+    finally:
+        sa.event.remove(engine, "before_cursor_execute", see)
+    assert len(written) == 1
+    assert len(session.scalars(sa.select(models.AlertTransition)).all()) == 5
