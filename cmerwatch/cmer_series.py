@@ -39,7 +39,8 @@ class CmerRow:
     low_unconfirmed: int
     waiting: int
     quarantined: int
-    sim_hist: list[int]
+    sim_hist: list[int]  # from the first to the last bin that has something
+    sim_first: int = 0  # the bin it begins with
 
     @property
     def cmer(self) -> Rate:
@@ -63,7 +64,7 @@ class CmerRow:
 
     @property
     def sim_quartiles(self) -> tuple[float, float, float] | None:
-        return intervals.sim_quartiles(self.sim_hist)
+        return intervals.sim_quartiles(self.sim_hist, self.sim_first)
 
 
 def current_checker(session: orm.Session, project_id: uuid.UUID) -> models.Checker | None:
@@ -173,9 +174,11 @@ def query(
     }
     if not asked.pieces:
         return []
-    bins = _filled(session, values, asked) if histograms else range(0)
-    rows = session.execute(sa.text(_sql(asked, bins)), values).all()
-    return [_row(row, group_by, bins) for row in rows]
+    hist = _NO_HIST
+    if histograms:
+        hist = _merged(asked) if asked.is_stored else _bin_by_bin(session, values, asked)
+    rows = session.execute(sa.text(_sql(asked, hist)), values).all()
+    return [_row(tuple(row), asked.group_by) for row in rows]
 
 
 Piece = tuple[dt.datetime, dt.datetime, int]
@@ -200,6 +203,11 @@ class _Asked:
         return made
 
     @property
+    def is_stored(self) -> bool:
+        """Whether each row of the answer is one row of a table, but where policies or checkers changed meanwhile."""
+        return self.margin is not None and {grain for _, _, grain in self.pieces} == {WIDTHS[self.bucket]}
+
+    @property
     def margin(self) -> str | None:
         """The one dimension asked about, '' for none, None where rows by slice are needed."""
         names = {*self.group_by, *self.filters}
@@ -216,13 +224,31 @@ def _pieces(start: dt.datetime, end: dt.datetime, widest: int) -> list[Piece]:
     return []
 
 
-def _filled(session: orm.Session, values: dict[str, Any], asked: _Asked) -> range:
-    """The bins of similarity that anything of the project fell into: a fifth of them, so summing takes a fifth."""
+@dataclass(frozen=True, slots=True)
+class _Hist:
+    """How the histogram of a group is made, and where it begins, counted from 1."""
+
+    made: str
+    first: str
+
+
+_NO_HIST = _Hist("CAST(NULL AS int[])", "1")
+
+
+def _merged(asked: _Asked) -> _Hist:
+    """The one there is, as it is. Of many rows, a sum for every bin takes a quarter of the time that this takes."""
+    return _Hist(f"cmw_sum(sim_hist){' FILTER (WHERE is_live)' if asked.own else ''}", "array_lower(sim_hist, 1)")
+
+
+def _bin_by_bin(session: orm.Session, values: dict[str, Any], asked: _Asked) -> _Hist:
+    """A sum for each bin that any similarity of the project fell into: a fifth of all, so a fifth of the time."""
     whole = _Asked("all", (), (), _pieces(values["start"], values["end"], 86_400), "")
-    lows, highs = "min(array_lower(sim_hist, 1))", "max(array_upper(sim_hist, 1))"
-    statement = f"SELECT {lows}, {highs} FROM {_source(whole)}"
+    statement = f"SELECT min(array_lower(sim_hist, 1)), max(array_upper(sim_hist, 1)) FROM {_source(whole)}"
     low, high = session.execute(sa.text(statement), values | whole.ends()).one()
-    return range(low, high + 1) if low is not None else range(0)
+    if low is None:
+        return _NO_HIST
+    sums = ", ".join(_sum(f"sim_hist[{at}]", asked.own) for at in range(low, high + 1))
+    return _Hist(f"ARRAY[{sums}]::int[]", str(low))
 
 
 def _require_known(bucket: str, group_by: Sequence[str], filters: Mapping[str, str]) -> None:
@@ -245,7 +271,7 @@ def _ceil(at: dt.datetime, seconds: int) -> dt.datetime:
     return low if low == at else low + dt.timedelta(seconds=seconds)
 
 
-def _sql(asked: _Asked, bins: range) -> str:
+def _sql(asked: _Asked, hist: _Hist) -> str:
     """Built from our own column and table names only; every value is bound."""
     start = (
         "CAST(:start AS timestamptz)"
@@ -256,10 +282,9 @@ def _sql(asked: _Asked, bins: range) -> str:
     where = "".join(f" AND {name} = :dim_{name}" for name in asked.filters)
     keys = f"start{dims}"
     sums = ", ".join(f"{_sum(name, asked.own)}::int AS {name}" for name in COUNTS)
-    hist = ", ".join(_sum(f"sim_hist[{at}]", asked.own) for at in bins)
     return f"""
         WITH done AS (
-            SELECT {start} AS start{dims}, {sums}, ARRAY[{hist}]::int[] AS sim_hist
+            SELECT {start} AS start{dims}, {sums}, {hist.made} AS sim_hist
             FROM {_source(asked)}
             GROUP BY {keys}
         ), open AS (
@@ -269,7 +294,7 @@ def _sql(asked: _Asked, bins: range) -> str:
             GROUP BY {keys}
         )
         SELECT {keys}, {", ".join(f"coalesce({name}, 0) AS {name}" for name in (*COUNTS, "waiting", "quarantined"))},
-            sim_hist
+            coalesce(sim_hist, '{{}}'), coalesce({hist.first}, 1) - 1
         FROM done FULL JOIN open USING ({keys}) ORDER BY {keys} LIMIT :most
     """
 
@@ -312,13 +337,9 @@ def _sum(column: str, own: str) -> str:
     return f"coalesce(sum({column}) FILTER (WHERE {which}), 0)"
 
 
-def _row(row: sa.Row[Any], group_by: Sequence[str], bins: range) -> CmerRow:
-    filled = [count or 0 for count in row.sim_hist or ()]
-    return CmerRow(
-        start=row.start,
-        group={name: getattr(row, name) for name in group_by},
-        **{name: getattr(row, name) for name in (*COUNTS, "waiting", "quarantined")},
-        sim_hist=[0] * (bins.start - 1) + filled + [0] * (intervals.SIM_BINS - bins.stop + 1)
-        if filled
-        else [0] * intervals.SIM_BINS,
-    )
+def _row(row: Sequence[Any], group_by: Sequence[str]) -> CmerRow:
+    """By position, as the statement selects: names would cost as much as the query for thousands of rows."""
+    start, *values = row
+    *counts, hist, first = values[len(group_by) :]
+    counted = [*counts, [count or 0 for count in hist], first]
+    return CmerRow(start, dict(zip(group_by, values, strict=False)), *counted)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
 
@@ -52,12 +52,23 @@ def _quantiles(hist: Sequence[int], shares: Sequence[float], low: float, high: f
     return found
 
 
-def sim_quartiles(hist: Sequence[int]) -> tuple[float, float, float] | None:
-    """Lower quartile, median, upper quartile of a similarity histogram."""
+def sim_quartiles(hist: Sequence[int], first: int = 0) -> tuple[float, float, float] | None:
+    """Lower quartile, median, upper quartile of a similarity histogram; `first` is the bin it begins with."""
     if not any(hist):
         return None
-    lower, median, upper = _quantiles(hist, (0.25, 0.5, 0.75), -1.0, 1.0)
+    low, width = -1.0, 2.0 / SIM_BINS
+    ends = low + width * first, low + width * (first + len(hist))
+    lower, median, upper = _quantiles(hist, (0.25, 0.5, 0.75), *ends)
     return lower, median, upper
+
+
+def add_up(hists: Iterable[tuple[int, Sequence[int]]], bins: int) -> list[int]:
+    """The sum of histograms, each given with the bin it begins with."""
+    total = [0] * bins
+    for first, hist in hists:
+        for at, count in enumerate(hist, first):
+            total[at] += count
+    return total
 
 
 @dataclass(frozen=True, slots=True)

@@ -324,6 +324,7 @@ def mend(session: orm.Session, days: int = 9) -> int:
     found = session.execute(_STALE, {"days": days}).all()
     if found:
         session.execute(sa.text("SET LOCAL lock_timeout = '10s'"))
+        session.execute(sa.text("SET LOCAL statement_timeout = '10min'"))  # a day of a thousand slices takes one
         # Every transaction that adds begins with one of these two.
         session.execute(sa.text("LOCK TABLE rollups_5m, redecided_5m IN SHARE MODE"))
     for row in found:

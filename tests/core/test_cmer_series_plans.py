@@ -64,7 +64,9 @@ def test_a_chart_reads_as_many_rows_as_it_has_points(
     asked = cmer_series._Asked("1h", group_by, tuple(filters), cmer_series._pieces(start, busy, 3600), "")
     values = {"project": project.id, "start": start, "end": busy, "width": 3600, "checker": 1, "most": None}
     values |= asked.ends() | {f"dim_{name}": value for name, value in filters.items()}
-    statement = f"EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, FORMAT JSON) {cmer_series._sql(asked, range(0))}"
+    statement = (
+        f"EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, FORMAT JSON) {cmer_series._sql(asked, cmer_series._merged(asked))}"
+    )
     read = nodes(session.execute(sa.text(statement), values).scalar_one()[0]["Plan"])
     assert index in {node.get("Index Name") for node in read}
     assert max(node["Actual Rows"] for node in read) == most

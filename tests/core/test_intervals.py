@@ -113,6 +113,16 @@ def test_an_empty_histogram_has_no_quartiles() -> None:
     assert intervals.quantile([0, 0], 0.5, 0, 1) is None
 
 
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=30), st.integers(0, 370))
+def test_quartiles_of_a_part_are_those_of_the_whole_it_is_cut_from(part: list[int], first: int) -> None:
+    whole = intervals.add_up([(first, part), (0, [0])], intervals.SIM_BINS)
+    assert whole[first : first + len(part)] == part
+    found, wanted = intervals.sim_quartiles(part, first), intervals.sim_quartiles(whole)
+    assert (found is None) == (wanted is None) == (not any(part))
+    if found is not None:
+        assert found == pytest.approx(wanted)
+
+
 def test_quantiles_at_the_ends_are_the_ends_of_what_is_there() -> None:
     assert intervals.quantile([0, 4, 0, 0], 0.0, 0.0, 1.0) == pytest.approx(0.25)
     assert intervals.quantile([0, 4, 0, 0], 1.0, 0.0, 1.0) == pytest.approx(0.5)

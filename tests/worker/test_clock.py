@@ -7,9 +7,9 @@ import threading
 
 import sqlalchemy as sa
 
-from cmerwatch import access, db, models
+from cmerwatch import access, db, models, policies, rollups
 from cmerwatch_worker import clock
-from tests import stack
+from tests import factories, stack
 
 
 def test_the_clock_purges_what_is_over_at_its_start_and_beats(committed: str) -> None:
@@ -31,6 +31,20 @@ def test_the_clock_purges_what_is_over_at_its_start_and_beats(committed: str) ->
         stopping.set()
         thread.join(30)
         engine.dispose()
+
+
+def test_the_clock_sums_again_what_an_older_release_added(committed: str) -> None:
+    with db.transaction() as session:
+        project = access.create_project(session, "acme")
+        policies.ensure_default(session, project.id)
+        factories.ingest_many(session, project.id, 3)
+        factories.check_all(session)
+        for table in (models.Margin5m, models.Margin1h, models.Margin1d, models.Rollup1d):
+            session.execute(sa.delete(table))
+        assert rollups.differences(session, project.id) != []
+    clock.mend()
+    with db.transaction() as session:
+        assert rollups.differences(session, project.id) == []
 
 
 def left() -> int:

@@ -9,7 +9,7 @@ import time
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
-from cmerwatch import audits, db, invitations, models, partitions, people
+from cmerwatch import audits, db, invitations, models, partitions, people, rollups
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +26,7 @@ def run(engine: sa.Engine, stopping: threading.Event) -> None:
             if time.monotonic() >= hour_due:
                 make_partitions(engine)
                 purge()
+                mend()
                 hour_due = time.monotonic() + HOUR_SECONDS
             beat()
         except sa.exc.SQLAlchemyError as error:
@@ -50,6 +51,13 @@ def purge() -> None:
             log.info("purged %d sessions, invitations and sign-in links that were over", gone)
         if old := audits.purge(session):
             log.info("purged %d old counts of refused sign-ins", old)
+
+
+def mend() -> None:
+    """Margins of days to which a worker of an older release has added."""
+    with db.transaction() as session:
+        if days := rollups.mend(session):
+            log.info("summed %d days again, to which a worker of an older release had added", days)
 
 
 def beat() -> None:

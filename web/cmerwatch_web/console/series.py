@@ -48,7 +48,7 @@ def add(rows: Iterable[CmerRow], start: dt.datetime) -> CmerRow:
         start=start,
         group={},
         **{name: sum(getattr(row, name) for row in rows) for name in COUNTED},
-        sim_hist=[sum(column) for column in zip(*(row.sim_hist for row in rows), strict=True)],
+        sim_hist=intervals.add_up(((row.sim_first, row.sim_hist) for row in rows), intervals.SIM_BINS),
     )
 
 
