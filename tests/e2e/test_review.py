@@ -668,7 +668,13 @@ def test_no_review_page_breaks_a_rule_of_accessibility(
     page.get_by_role("button", name="Escalate E").click()
     page.get_by_label("What should they decide?").fill("this")
     press_to_next(page, "Enter")
-    for path in ("/review/history", "/review/escalated"):
+    with db.transaction() as session:
+        blind = sa.update(models.Project).where(models.Project.id == site.project_id)
+        session.execute(blind.values(blind_since=sa.func.now()))
+    page.goto(f"{site.url}/review")
+    expect(page.get_by_text("Reviews are blind in this project")).to_be_visible()
+    check("blind")
+    for path in ("/review/history", "/review/escalated", "/review/figures"):
         page.goto(site.url + path)
         check(path)
     complaints.clear()  # of the 409

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 from playwright.sync_api import Page, expect
 
-from cmerwatch import access, checks, db, models, people
+from cmerwatch import access, audits, checks, db, models, people
 from tests.e2e.conftest import Opener, Site
 from tests.web import seeded
 
@@ -21,6 +21,7 @@ EVIL = "</p><script>document.title='owned'</script><img src=x onerror=\"document
 PATHS = (
     "/settings/policies",
     "/settings/policies/edit",
+    "/settings/reviews",
     "/settings/keys",
     "/settings/people",
     "/settings/audit",
@@ -56,6 +57,7 @@ def lived_in(site: Site) -> Site:
         access.create_key(session, site.project_id, EVIL[:100], ["ingest"])
         access.create_key(session, site.project_id, "reviews", ["review"], grace.id)
         access.audit(session, "user:" + EVIL, "key.create", EVIL, site.project_id, name=EVIL)
+        audits.refused_sign_in(session, site.login, EVIL)
         rules = [{"match": {"endpoint": "/scan", "customer": EVIL}, "sim_threshold": 0.1}, {"sim_threshold": "auto"}]
         row = {"project_id": site.project_id, "version": 2, "rules": rules, "created_by": "user:" + EVIL}
         session.execute(sa.insert(models.PolicyVersion).values(row))
@@ -80,7 +82,7 @@ def test_every_page_passes_axe(lived_in: Site, signed_in: SignedIn, scheme: str,
     found = []
     for path in PATHS[:-1]:
         page.goto(lived_in.url + path)
-        for closed in page.locator("details.confirm > summary").all()[:2]:
+        for closed in page.locator("details.confirm > summary, main > * details.card > summary").all()[:2]:
             closed.click()
         found += _violations(axe, page, path)
         assert page.evaluate(TOO_WIDE) == [], f"{path} scrolls sideways at {width} px"
@@ -99,6 +101,16 @@ def test_every_page_passes_axe(lived_in: Site, signed_in: SignedIn, scheme: str,
     expect(page.get_by_role("region", name="The new key")).to_be_visible()
     found += _violations(axe, page, "new key")
     shot(page, f"key-{scheme}-{width}")
+    page.goto(f"{lived_in.url}/settings/people")
+    page.get_by_label("Login", exact=True).fill("<b>eve</b>")
+    page.get_by_label("Name", exact=True).fill(EVIL[:150])
+    page.get_by_role("button", name="Make an invitation").click()
+    found += _violations(axe, page, "invited")
+    assert page.evaluate(TOO_WIDE) == []
+    shot(page, f"invited-{scheme}-{width}")
+    page.goto(page.locator("#link").inner_text())
+    found += _violations(axe, page, "invitation")
+    shot(page, f"invitation-{scheme}-{width}")
     assert found == []
 
 

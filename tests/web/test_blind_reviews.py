@@ -224,4 +224,4 @@ def test_only_a_lead_changes_it_and_the_log_says_so(
         assert boss.post("/settings/reviews", data={"seen": seen_now}).status_code == 303
         assert f'value="{seen_now}" checked' in boss.get("/settings/reviews").text
     logged = session.scalars(sa.select(models.AuditEntry).where(models.AuditEntry.action == "review.visibility"))
-    assert [entry.details for entry in logged] == [{"blind": True}, {"blind": False}]
+    assert [entry.details for entry in logged] == [{"blind": "yes"}, {"blind": "no"}]

@@ -683,6 +683,18 @@ def test_a_reviewer_is_not_told_on_the_event_page_why_an_item_was_chosen(
     assert person("vera", "viewer").get(f"{address}/json").json()["review"]["kind"] == "audit"
 
 
+def test_a_lead_sees_the_queue_in_numbers_and_nobody_else(rita: Browser, person: Person, flagged: Sender) -> None:
+    flagged()
+    flagged()
+    address, token = start(rita)
+    rita.post(f"{address}/verdict", data={"lease_token": token, "verdict": "correct"})
+    assert rita.get("/review/figures").status_code == 403
+    assert "/review/figures" not in rita.get("/review/history").text
+    page = words(person("leo", "lead").get("/review/figures").text)
+    assert "Waiting 0 With reviewers 1 Escalated 0 Verdicts today 1" in page
+    assert re.search(r"\d{4}-\d\d-\d\d 2 1 0 0 0 1 \d+ s", page)
+
+
 def test_the_reviewers_guide_names_every_key_of_the_page() -> None:
     guide = (Path(__file__).parents[2] / "docs" / "reviewing.md").read_text()
     for label, meaning, key in review_form.VERDICTS.values():

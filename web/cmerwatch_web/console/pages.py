@@ -168,6 +168,12 @@ def _age(value: dt.datetime) -> str:
     return f"{max(0, int(seconds))} s ago"
 
 
+def _seconds(value: float) -> str:
+    """A span of time as people say it."""
+    whole = round(value)
+    return f"{whole} s" if whole < 120 else f"{whole // 60} min {whole % 60:02} s"
+
+
 templates.env.globals.update(
     review_waiting=review_queue.waiting,
     asset=assets.url,
@@ -184,6 +190,7 @@ templates.env.filters.update(
     shorten=text.shorten,
     moment=_moment,
     age=_age,
+    seconds=_seconds,
     reason=words.reason,
     count=lambda value: f"{value:,}",
 )

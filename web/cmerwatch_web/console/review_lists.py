@@ -11,7 +11,7 @@ from fastapi.responses import RedirectResponse
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from cmerwatch import access, errors, reviews
+from cmerwatch import access, errors, review_figures, reviews
 from cmerwatch_web.console import auth, pages, review_form, review_queue
 
 router = fastapi.APIRouter(route_class=pages.Page)
@@ -99,3 +99,11 @@ def show_escalated(request: Request, session: auth.Session, viewer: Reviewer) ->
         error_types=review_form.ERROR_TYPES,
         shown=review_queue.ESCALATED,
     )
+
+
+@router.get("/review/figures")
+def show_figures(request: Request, session: auth.Session, viewer: Reviewer) -> Response:
+    """How long things wait and how fast they are answered: for leads, and of nobody by name."""
+    access.authorize(viewer, "lead")
+    counts, days = reviews.counts(session, viewer.project_id), review_figures.days(session, viewer.project_id)
+    return pages.render(request, "review_figures.html", viewer=viewer, counts=counts, days=days)
