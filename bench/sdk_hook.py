@@ -1,7 +1,12 @@
 """What the SDK costs the app: time on the caller's thread, memory without a server, time to exit.
 
-Twice: for `record`, and for an OpenAI client given to `wrap`, whose own work is replaced by a ready answer, so that the
-time is the hook's alone.
+Twice: for `record`, and for an OpenAI client given to `wrap`, whose own work is replaced by a ready answer.
+
+The hook alone is the wrapped call minus the bare one. Of both the time spent inside of the library's own `post` (which
+parses an answer of 60 tokens) is taken off call by call, by two readings of the clock in it; the median of what is left
+of the bare calls, which is the readings themselves, is then taken off the wrapped ones. Rounds of both alternate, under
+the same pacing. Beside it stand an empty wrapper, measured in the same way: what any wrapper costs on this machine just
+now; and the whole call, wrapped and bare, for what the sending thread takes from the app elsewhere.
 
     python bench/sdk_hook.py
 
@@ -17,10 +22,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -30,11 +36,13 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk  # noqa: E402
 
 import cmerwatch  # noqa: E402  (the checkout, not an installed copy)
 from cmerwatch.sdk import api  # noqa: E402
-from cmerwatch.sdk.hooks import calls, chat, streams  # noqa: E402
+from cmerwatch.sdk.hooks import calls, streams  # noqa: E402
+from cmerwatch.sdk.hooks import openai as openai_hook  # noqa: E402
 
 PICTURE_BYTES = 200 << 10
 QUEUE_BYTES = 64 << 20
 CALLS = 2000
+ROUNDS = 4  # in which the calls of a figure are made, with rounds of bare ones between
 TOKENS = 60
 PICTURES = 400
 
@@ -74,20 +82,27 @@ def serve() -> None:
     server.serve_forever()
 
 
-# Prepares what the app has in its hands before a call; what comes back makes the call and answers the seconds it took
-# on the caller's thread.
-Call = Callable[[bytes], Callable[[], float]]
+class Took(NamedTuple):
+    """Seconds of one call: all of it, and without what the library itself did."""
+
+    whole: float
+    own: float
 
 
-def recording(client: cmerwatch.Client) -> Call:
-    return lambda picture: functools.partial(record_call, client, picture)
+# Prepares what the app has in its hands before a call; what comes back makes the call.
+Call = Callable[[bytes], Callable[[], Took]]
 
 
-def record_call(client: cmerwatch.Client, picture: bytes) -> float:
-    logprobs = [-0.1] * TOKENS
-    tokens = ["token"] * TOKENS
+def recording(record: Callable[..., object]) -> Call:
+    def prepare(picture: bytes) -> Callable[[], Took]:
+        return functools.partial(record_call, record, picture, [-0.1] * TOKENS, ["token"] * TOKENS)
+
+    return prepare
+
+
+def record_call(record: Callable[..., object], picture: bytes, logprobs: list[float], tokens: list[str]) -> Took:
     started = time.perf_counter()
-    client.record(
+    record(
         image=picture,
         prompt="Describe the scene.",
         output="A red circle above a blue square.",
@@ -97,7 +112,8 @@ def record_call(client: cmerwatch.Client, picture: bytes) -> float:
         logprobs=logprobs,
         tokens=tokens,
     )
-    return time.perf_counter() - started
+    took = time.perf_counter() - started
+    return Took(took, took)
 
 
 def completion() -> ChatCompletion:
@@ -116,36 +132,64 @@ def body(picture: bytes) -> dict[str, object]:
     return {"model": "toy", "messages": [{"role": "user", "content": parts}], "logprobs": True}
 
 
-def wrapping(client: cmerwatch.Client) -> Call:
-    """Replaces the process's client by `client`. As in a real call the answer is parsed between the two halves of the
-    hook; that time is the model's, and taken off."""
-    api._client = client
-    model = openai.OpenAI(api_key="key", base_url="http://127.0.0.1:9/v1")
-    native: list[float] = []
+class Model:
+    """A client of the `openai` package that answers by itself."""
 
-    def post(path: str, **options: object) -> ChatCompletion:
-        started = time.perf_counter()
+    def __init__(self) -> None:
+        self.client = openai.OpenAI(api_key="key", base_url="http://127.0.0.1:9/v1")
+        self.client.post = self.answer  # type: ignore[method-assign, assignment]
+        self._begun = self._ended = 0.0
+
+    def answer(self, path: str, **options: object) -> ChatCompletion:
+        self._begun = time.perf_counter()
         answer = completion()
-        native.append(time.perf_counter() - started)
+        self._ended = time.perf_counter()
         return answer
 
-    model.post = post  # type: ignore[method-assign, assignment]
-    cmerwatch.wrap(model, endpoint="/describe", customer="acme")
-
-    def call(request: dict[str, object]) -> float:
+    def call(self, request: dict[str, object]) -> Took:
         started = time.perf_counter()
-        model.post("/chat/completions", body=request, cast_to=ChatCompletion)
-        return time.perf_counter() - started - native.pop()
+        answer = self.client.post("/chat/completions", body=request, cast_to=ChatCompletion)
+        whole = time.perf_counter() - started
+        del answer  # now: an app keeps it for longer than the call
+        return Took(whole, whole - (self._ended - self._begun))
 
-    return lambda picture: functools.partial(call, body(picture))
+    def prepare(self, picture: bytes) -> Callable[[], Took]:
+        return functools.partial(self.call, body(picture))
 
 
-def measure(call: Call, pace: float) -> list[float]:
+def wrapping(client: cmerwatch.Client) -> Call:
+    """Replaces the process's client by `client`."""
+    api._client = client
+    model = Model()
+    cmerwatch.wrap(model.client, endpoint="/describe", customer="acme")
+    return model.prepare
+
+
+def empty_wrapper() -> Call:
+    model = Model()
+    native = model.client.post
+
+    @functools.wraps(native)
+    def post(*given: Any, **options: Any) -> Any:
+        return native(*given, **options)
+
+    model.client.post = post  # type: ignore[method-assign]
+    return model.prepare
+
+
+def nothing(**given: object) -> None: ...
+
+
+def nothing_wrapped(**given: object) -> None:
+    nothing(**given)
+
+
+def measure(call: Call, calls: int, pace: float) -> list[Took]:
     """pace: seconds between calls on an open schedule; 0 is back to back."""
     # Every picture differs, so that each is hashed and uploaded as in a real app.
-    pictures = [n.to_bytes(4, "big") * (PICTURE_BYTES // 4) for n in range(CALLS if pace else PICTURES)]
+    pictures = [n.to_bytes(4, "big") * (PICTURE_BYTES // 4) for n in range(min(calls, PICTURES))]
     took, start = [], time.perf_counter()
-    for n in range(CALLS):
+    for n in range(calls):
         ready = call(pictures[n % len(pictures)])
         wait = start + n * pace - time.perf_counter()
         if wait > 0:
@@ -162,7 +206,7 @@ def per_chunk() -> list[float]:
     chunks = [ChatCompletionChunk.model_validate(head | {"choices": [choice]}) for _ in range(CALLS)]
     recorder = cmerwatch.Client(enabled=False)
     settings = calls.Settings(lambda: recorder, {}, False)
-    reading = streams.Reading(calls.Call(settings, chat.Question([], ""), {}, "not_requested"))
+    reading = streams.Reading(openai_hook.Request(settings, {}))
     tap, plain, took = streams.Tap(iter(chunks), reading), iter(chunks), []
     for _ in range(CALLS):
         started = time.perf_counter()
@@ -173,7 +217,8 @@ def per_chunk() -> list[float]:
     return took
 
 
-def quantiles(seconds: list[float]) -> tuple[float, float]:
+def quantiles(seconds: Iterable[float]) -> tuple[float, float]:
+    """(p50, p99) in us."""
     cuts = statistics.quantiles(seconds, n=100)
     return cuts[49] * 1e6, cuts[98] * 1e6
 
@@ -194,7 +239,7 @@ def refused_address() -> str:
 def down(kind: str) -> None:
     """Runs in a process of its own: 2 000 calls with no server; prints the peak growth and what was kept."""
     client = cmerwatch.Client("key", refused_address())
-    call = KINDS[kind](client)
+    call = KINDS[kind][0](client)
     before = rss_mib()
     for n in range(CALLS):
         call(n.to_bytes(4, "big") * (PICTURE_BYTES // 4))()
@@ -206,7 +251,7 @@ def down(kind: str) -> None:
 
 def leave(kind: str, url: str) -> None:
     """Runs in a process of its own, to be timed from its last line on."""
-    call = KINDS[kind](cmerwatch.Client("key", url))
+    call = KINDS[kind][0](cmerwatch.Client("key", url))
     for n in range(50):
         call(b"%d" % n * 50_000)()
     time.sleep(0.5)
@@ -248,25 +293,44 @@ def report(name: str, value: float, limit: float, unit: str) -> bool:
     return value <= limit
 
 
-KINDS: dict[str, Callable[[cmerwatch.Client], Call]] = {"record": recording, "wrap": wrapping}
+# (watched, bare, empty wrapper)
+KINDS: dict[str, tuple[Callable[[cmerwatch.Client], Call], Callable[[], Call], Callable[[], Call]]] = {
+    "record": (lambda client: recording(client.record), lambda: recording(nothing), lambda: recording(nothing_wrapped)),
+    "wrap": (wrapping, lambda: Model().prepare, empty_wrapper),
+}
 
 
 def hook_figures(kind: str) -> Iterator[bool]:
-    runs: list[tuple[str, Callable[[], str], float]] = [
-        ("paced, 200 calls/s, server up", lambda: url, 0.005),
-        ("back to back, server up", lambda: url, 0.0),
-        ("back to back, server down", refused_address, 0.0),
-    ]
-    with ingest_process() as url:
-        for name, address, pace in runs:
-            client = cmerwatch.Client("key", address())
-            p50, p99 = quantiles(measure(KINDS[kind](client), pace))
-            yield report(f"{kind} p50, {name}", p50, 50, "us")
-            yield report(f"{kind} p99, {name}", p99, 250, "us")
-            client.flush(30 if name.endswith("up") else 0)
-            stats = client.stats()
-            print(f"    sent {stats.sent}, dropped {stats.dropped}, threads {threading.active_count()}")
-            client.shutdown(0)
+    with ingest_process() as up, black_hole(accepts=True) as silent:
+        for pacing, pace in (("back to back", 0.0), ("200 calls/s", 0.005)):
+            for state, url in (("up", up), ("down", refused_address()), ("silent", silent)):
+                yield from hook_figure(kind, f"{pacing}, server {state}", pace, url)
+
+
+def hook_figure(kind: str, name: str, pace: float, url: str) -> Iterator[bool]:
+    client = cmerwatch.Client("key", url)
+    makers = KINDS[kind]
+    calls = {"watched": makers[0](client), "bare": makers[1](), "empty": makers[2]()}
+    rounds: dict[str, list[list[Took]]] = {which: [] for which in calls}
+    for _ in range(ROUNDS):
+        for which, call in calls.items():
+            rounds[which].append(measure(call, CALLS // ROUNDS // (1 if which == "watched" else 2), pace))
+            client.flush(30 if "up" in name else 0)
+    took = {which: [one for each in several for one in each] for which, several in rounds.items()}
+    own = {which: quantiles(one.own for one in several) for which, several in took.items()}
+    floor = own["bare"][0]
+    yield report(f"{kind} p50, {name}", own["watched"][0] - floor, 50, "us")
+    yield report(f"{kind} p99, {name}", own["watched"][1] - floor, 250, "us")
+    each = ", ".join(
+        "{:.0f}/{:.0f}".format(*quantiles(one.own - floor / 1e6 for one in few)) for few in rounds["watched"]
+    )
+    empty = "{:.1f}/{:.1f}".format(*(value - floor for value in own["empty"]))
+    print(f"    rounds {each}; bare {floor:.1f}, empty wrapper {empty}")
+    whole = {which: quantiles(one.whole for one in several) for which, several in took.items()}
+    print("    whole call {:.0f}/{:.0f}, bare {:.0f}/{:.0f}".format(*whole["watched"], *whole["bare"]), end="; ")
+    stats = client.stats()
+    print(f"sent {stats.sent}, dropped {stats.dropped}, threads {threading.active_count()}")
+    client.shutdown(0)
 
 
 def outage_figures(kind: str) -> Iterator[bool]:

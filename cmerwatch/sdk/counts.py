@@ -9,7 +9,7 @@ log = logging.getLogger("cmerwatch")
 
 WARN_EVERY_SECONDS = 60.0
 # Left out on purpose, by the app's own choice or because nothing was said: counted, but nothing to warn about.
-WANTED = frozenset({"sampled_out", "before_send", "no_output"})
+WANTED = frozenset({"sampled_out", "before_send", "no_output", "unparsed"})
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,10 @@ Late = Callable[[], Mapping[str, Any]]
 # How often the sending thread looks while it collects a batch. Waking it for each event would cost the app's thread
 # a system call, and a fight for the GIL just as its own work goes on.
 LOOK_SECONDS = 0.05
+# What is over the limit is dropped by the sending thread when it looks: to free an event that has waited for long costs
+# as much as to queue one. The app's thread drops only what is over by more, which is when that one is busy.
+MOST_EXCESS_BYTES = 8 << 20
+MOST_EXCESS_EVENTS = 100
 NEVER = float("inf")
 
 
@@ -39,6 +43,8 @@ class Pending:
     def __init__(self, max_bytes: int, max_events: int, counts: Counts) -> None:
         self._max_bytes = max_bytes
         self._max_events = max_events
+        self._most_bytes = max_bytes + min(max_bytes, MOST_EXCESS_BYTES)
+        self._most_events = max_events + min(max_events, MOST_EXCESS_EVENTS)
         self._counts = counts
         # Reentrant: a finaliser or signal handler that records must not deadlock on its own thread.
         self._lock = threading.RLock()
@@ -68,8 +74,8 @@ class Pending:
             self._open[item.seq] = item
             self._waiting.append(item)
             self._bytes += item.size
-            if self._bytes > self._max_bytes or len(self._open) > self._max_events:
-                victims = self._make_room()
+            if self._bytes > self._most_bytes or len(self._open) > self._most_events:
+                victims = self._make_room(self._most_bytes, self._most_events)
             if self._bytes > self._wake_above:
                 self._wake_above = NEVER
                 self._news.notify()
@@ -81,6 +87,7 @@ class Pending:
         """The oldest waiting event. None after `timeout` seconds, when closed and empty, or, with a timeout,
         when a flush wants what has been taken so far sent now."""
         deadline = None if timeout is None else time.monotonic() + timeout
+        self._trim()
         with self._lock:
             while not self._waiting:
                 left = None if deadline is None else deadline - time.monotonic()
@@ -100,7 +107,7 @@ class Pending:
                 self._waiting.extend(items)
             else:
                 self._waiting.extendleft(reversed(list(items)))
-            victims = self._clear() if self._abandoned else self._make_room()
+            victims = self._clear() if self._abandoned else self._make_room(self._max_bytes, self._max_events)
         self._counts.drop(self._abandoned or "queue_full", len(victims))
 
     def resize(self, item: Item, size: int) -> None:
@@ -109,8 +116,7 @@ class Pending:
             if item.seq in self._open:
                 self._bytes += size - item.size
                 item.size = size
-            victims = self._make_room()
-        self._counts.drop("queue_full", len(victims))
+        self._trim()
 
     def holds(self, item: Item) -> bool:
         return item.seq in self._open
@@ -125,11 +131,12 @@ class Pending:
         deadline = time.monotonic() + seconds
         with self._lock:
             flushes = self._flushes
-            while not self._abandoned and not (until_flush and self._flushes != flushes):
-                left = deadline - time.monotonic()
-                if left <= 0:
+        while (left := deadline - time.monotonic()) > 0:
+            self._trim()
+            with self._lock:
+                if self._abandoned or (until_flush and self._flushes != flushes):
                     return
-                self._news.wait(left)
+                self._news.wait(min(left, LOOK_SECONDS))
 
     def flush(self, timeout: float) -> bool:
         """True when everything submitted before this call is settled."""
@@ -162,6 +169,7 @@ class Pending:
     @property
     def load(self) -> tuple[int, int]:
         """(events, bytes) not settled yet."""
+        self._trim()
         with self._lock:
             return len(self._open), self._bytes
 
@@ -173,9 +181,14 @@ class Pending:
         self._settled.notify_all()
         return victims
 
-    def _make_room(self) -> list[Item]:
+    def _trim(self) -> None:
+        with self._lock:
+            victims = self._make_room(self._max_bytes, self._max_events)
+        self._counts.drop("queue_full", len(victims))
+
+    def _make_room(self, most_bytes: int, most_events: int) -> list[Item]:
         victims = []
-        while self._waiting and (self._bytes > self._max_bytes or len(self._open) > self._max_events):
+        while self._waiting and (self._bytes > most_bytes or len(self._open) > most_events):
             victims.append(self._waiting.popleft())
             self._forget(victims[-1])
         if victims and self._flushing:

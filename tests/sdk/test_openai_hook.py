@@ -225,6 +225,23 @@ def test_the_messages_may_change_after_the_call(models: ModelServer, recorded: R
     assert recorded()[0]["prompt"] == "What is this?"
 
 
+def test_the_messages_may_change_while_the_answer_is_awaited(models: ModelServer, recorded: Recorded) -> None:
+    """The hook reads what the library made of them, which is a copy."""
+    messages: Any = asking()
+    client = sync_client(models)
+    native: Any = client.post
+
+    def post(*given: Any, **options: Any) -> Any:
+        messages[0]["content"].clear()
+        return native(*given, **options)
+
+    client.post = post  # type: ignore[method-assign]
+    cmerwatch.wrap(client).chat.completions.create(model="m", messages=messages)
+    [event] = recorded()
+    assert event["prompt"] == "What is this?"
+    assert event["images"][0]["data"] == JPEG
+
+
 def test_messages_may_be_the_librarys_own_objects_and_any_iterable(models: ModelServer, recorded: Recorded) -> None:
     client = cmerwatch.wrap(sync_client(models))
     first = client.chat.completions.create(model="m", messages=asking())
@@ -252,13 +269,17 @@ def test_an_explicit_capture_beats_the_hook_inside_of_it(models: ModelServer, re
     assert [event["endpoint"] for event in recorded()] == ["/mine", "/describe"]
 
 
-def test_a_raw_response_that_is_never_parsed_works_and_is_not_recorded(models: ModelServer, recorded: Recorded) -> None:
+def test_a_raw_response_that_is_never_parsed_works_and_is_counted(models: ModelServer, recorded: Recorded) -> None:
     client = cmerwatch.wrap(sync_client(models))
     response = client.chat.completions.with_raw_response.create(**request())
     assert json.loads(response.text)["id"] == "chatcmpl-1"
     with client.chat.completions.with_streaming_response.create(**request()) as streamed:
         assert b"A red circle." in b"".join(streamed.iter_bytes())
-    assert recorded() == []
+    assert client.chat.completions.with_raw_response.create(**request()).parse().id == "chatcmpl-1"
+    del response, streamed
+    gc.collect()
+    assert len(recorded()) == 1, "the parsed one"
+    assert cmerwatch.stats().dropped == {"unparsed": 2}
 
 
 def test_an_answer_without_choices_passes_as_it_is(models: ModelServer, recorded: Recorded) -> None:
@@ -307,6 +328,8 @@ def test_without_a_key_the_client_works_and_nothing_is_kept(
         for _ in range(2):
             assert apps.create(client, request())["id"] == "chatcmpl-1"
     assert len(caplog.messages) == 1
+    apps.create(cmerwatch.wrap(sync_client(models), request_logprobs=True), request())
+    assert all("logprobs" not in asked for asked in models.requests), "what is not recorded is not altered"
     assert cmerwatch.stats().queued_events == 0
 
 

@@ -38,8 +38,8 @@ def failed(settings: Settings, error: Exception) -> None:
 
 
 class Call:
-    """One request that shows pictures. `status` says why there is no confidence, should none come. Times are those of the
-    performance counter, in seconds."""
+    """One request that shows pictures. `status` says why there is no confidence, should none come. Times are those of
+    the performance counter, in seconds."""
 
     settings: Settings
     begun: float

@@ -119,11 +119,11 @@ def question(body: Any) -> tuple[list[str], list[str]] | None:
             continue
         shown, said = _parts(message.get("content"))
         if shown and not seen:
-            pictures[:0] = shown
-        if role == "user" and not asked:
-            user[:0] = said
+            pictures = shown + pictures
+        if role == "user":
+            user = user if asked else said + user
         elif role == "system" or role == "developer":
-            system[:0] = said
+            system = said + system
     if not pictures:
         return None
     return pictures, user or system
@@ -173,7 +173,9 @@ def _repair(value: Any) -> float | None:
 def _thoughts(tokens: Sequence[str], output: str) -> int:
     """How many tokens come before the output: some servers count the reasoning that the text leaves out."""
     said = "".join(tokens)
-    before = said.rfind(output)
+    # From behind, and not by rfind: over repeated text that takes quadratic time, with the GIL held.
+    behind = said[::-1].find(output[::-1])
+    before = len(said) - len(output) - behind if behind >= 0 else 0
     if before <= 0:
         return 0  # the usual case; or tokens that do not spell the text, such as half a character each
     length = 0

@@ -7,6 +7,7 @@ That one method is replaced, on the one object: nothing global changes, and noth
 import functools
 import inspect
 import time
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -149,7 +150,7 @@ class Hook:
 
     def _ask_for_logprobs(self, request: "Request", body: dict[str, Any]) -> None:
         if "logprobs" in body or not request.look(request.options) or request.status != "not_requested":
-            return
+            return  # nothing to ask, nothing to record, or asked for in another place
         place = (str(self._client.base_url), str(body.get("model")))
         if place in _without_logprobs:
             request.status = "unsupported_by_model"
@@ -195,9 +196,9 @@ class Request(Call):
             self.answered(answer)
 
     def look(self, options: dict[str, Any]) -> bool:
-        """Reads what the app asked; False when it shows no picture."""
+        """Reads what the app asked; False when there is nothing to record."""
         body = options["body"]
-        if not self.ask(body):
+        if not self.settings.client().enabled or not self.ask(body):
             return False
         self.looked = True
         if not body.get("logprobs"):
@@ -218,10 +219,13 @@ class Request(Call):
 
 
 def _watch_parsing(response: Any, request: Request) -> None:
-    """A raw response is recorded when the app parses it, the first time; one it reads as text never is."""
+    """A raw response is recorded when the app parses it, the first time; one it only reads as text is counted."""
     native, settings = response.parse, request.settings
+    unparsed = weakref.finalize(response, attempt, settings, _count_unparsed, settings)
+    unparsed.atexit = False
 
     def parsed(result: Any) -> Any:
+        unparsed.detach()
         vars(response).pop("parse", None)
         attempt(settings, request.answered, result)
         return result
@@ -233,3 +237,7 @@ def _watch_parsing(response: Any, request: Request) -> None:
         return parsed(await native(*given, **options))
 
     response.parse = functools.wraps(native)(parse_async if inspect.iscoroutinefunction(native) else parse)
+
+
+def _count_unparsed(settings: Settings) -> None:
+    settings.client().drop("unparsed")
