@@ -3,12 +3,14 @@
 import threading
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cmerwatch.sdk import media
 from cmerwatch.sdk.counts import Counts
 from cmerwatch.sdk.pending import Item, Pending
+from tests.stack import wait_until
 
 
 def queue(max_bytes: int = 1000, max_events: int = 10) -> tuple[Pending, Counts]:
@@ -50,6 +52,44 @@ def test_an_event_larger_than_the_queue_pushes_nobody_out() -> None:
     put(pending, "a")
     assert pending.put(Item(31, dict, 0.0)) == "too_large"
     assert names(pending) == ["a"]
+
+
+def test_a_busy_sending_thread_leaves_a_little_over_the_limit_and_no_more() -> None:
+    pending, counts = queue(max_bytes=30)
+    for name in "abcde" * 20:
+        put(pending, name)
+    assert pending._bytes == 60, "the limit and as much again, for small queues"
+    assert names(pending) == ["c", "d", "e"]
+    assert counts.snapshot(0, 0).dropped == {"queue_full": 97}
+
+
+def test_a_thread_that_collects_is_woken_only_by_a_queue_that_fills_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    pending, _ = queue(max_bytes=1000)
+    woken: list[str] = []
+    monkeypatch.setattr(pending._news, "notify", lambda: woken.append("woken"))
+    taken: list[Item | None] = []
+    thread = threading.Thread(target=lambda: taken.append(pending.take(timeout=60)))
+    thread.start()
+    wait_until(lambda: pending._wake_above == 250)
+    put(pending, "small")
+    assert woken == []
+    thread.join(10)
+    assert [item.late() for item in taken if item] == [{"name": "small"}], "it looks by itself"
+    pending._wake_above = 250  # as while it waits for more
+    put(pending, "large", 300)
+    put(pending, "another", 300)
+    assert woken == ["woken"]
+
+
+def test_an_idle_thread_is_woken_by_the_first_event() -> None:
+    pending, _ = queue()
+    taken: list[Item | None] = []
+    thread = threading.Thread(target=lambda: taken.append(pending.take(timeout=None)))
+    thread.start()
+    wait_until(lambda: pending._wake_above == 0)
+    put(pending, "first")
+    thread.join(10)
+    assert len(taken) == 1
 
 
 def test_what_is_being_sent_still_counts_against_the_limit() -> None:
