@@ -61,10 +61,6 @@ class Messages:
         self._severe: dict[tuple[str, str, bool], _Severe] = {}
         self._project = session.get_one(models.Project, project_id).slug
 
-    def regrouped(self) -> None:
-        """Groups were opened, grew or shrank: what is known of the severe ones is to be looked at again."""
-        self._severe.clear()
-
     def silence(self, alert: models.Alert) -> models.Silence | None:
         return silences.covering(self.quiet, alert.rule_id, alert.slice)
 
@@ -166,6 +162,7 @@ class Messages:
         )
 
     def _more_severe(self, group: Group) -> _Severe:
+        """Looked up once: rules are judged the most severe first, so these change no more when a lesser one is told."""
         kind = (group.leader.severity, group.rule.metric, group.rule.kind == "no_data")
         if kind not in self._severe:
             self._severe[kind] = found = _Severe()

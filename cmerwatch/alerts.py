@@ -173,8 +173,6 @@ class _Run:
         transitions = {step.key: self._note(step, states[step.key]) for step in changed}
         for group, step in self._close([step for step in changed if step.closes], states):
             self.messages.close(group, transitions[step.key], step.reason)
-        if changed:
-            self.messages.regrouped()
         for group in opened:
             self.messages.tell(group, _first_look, transitions[group.leader.slice_key])
         alert_steps.link(self.session, [states[step.key] for step in changed if step.opens or step.closes])

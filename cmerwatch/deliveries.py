@@ -204,8 +204,20 @@ def counts(session: orm.Session) -> Counts:
     return Counts(row.waiting, row.overdue, row.dead_today, row.channels_off)
 
 
-def recent(session: orm.Session, project_id: uuid.UUID, limit: int = 50) -> list[sa.Row[tuple[models.Delivery, str]]]:
-    """The newest messages with the names of their channels."""
+STATES = ("pending", "delivered", "dead", "superseded")
+
+
+def recent(
+    session: orm.Session,
+    project_id: uuid.UUID,
+    limit: int = 50,
+    *,
+    state: str | None = None,
+    before: uuid.UUID | None = None,
+) -> list[sa.Row[tuple[models.Delivery, str]]]:
+    """The newest messages with the names of their channels; of that state, and older than `before`. Raises Invalid."""
+    if state is not None and state not in STATES:
+        raise errors.Invalid(f"`state` must be one of {', '.join(STATES)}.", field="state")
     statement = (
         sa.select(models.Delivery, models.Channel.name)
         .join(models.Channel, models.Channel.id == models.Delivery.channel_id)
@@ -213,6 +225,10 @@ def recent(session: orm.Session, project_id: uuid.UUID, limit: int = 50) -> list
         .order_by(models.Delivery.id.desc())
         .limit(limit)
     )
+    if state is not None:
+        statement = statement.where(models.Delivery.state == state)
+    if before is not None:
+        statement = statement.where(models.Delivery.id < before)
     return list(session.execute(statement))
 
 

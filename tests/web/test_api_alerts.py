@@ -247,6 +247,24 @@ def test_pages_of_alerts_hold_each_once(
     assert seen == sorted(seen, reverse=True)
 
 
+def test_messages_are_listed_page_by_page_with_what_became_of_them(
+    http: TestClient, admin: dict[str, str], session: orm.Session, project: models.Project, stranger: models.Project
+) -> None:
+    for name in ("on-call", "team", "log"):
+        watched.channel(session, project.id, name=name)
+    watched.channel(session, stranger.id, name="theirs")
+    fire(session, stranger)
+    fire(session, project, scopes=("project", "endpoint"))
+    first = http.get("/v1/deliveries", params={"limit": 2}, headers=admin).json()
+    rest = http.get("/v1/deliveries", params={"cursor": first["next_cursor"]}, headers=admin).json()
+    rows = [*first["rows"], *rest["rows"]]
+    assert sorted(row["channel"] for row in rows) == ["log", "on-call", "team"]
+    assert rest["next_cursor"] is None
+    assert [(row["state"], row["kind"], row["slices"]) for row in rows] == [("pending", "firing", 3)] * 3
+    assert http.get("/v1/deliveries", params={"state": "dead"}, headers=admin).json()["rows"] == []
+    assert http.get("/v1/deliveries", params={"state": "lost"}, headers=admin).status_code == 422
+
+
 def test_slices_without_an_episode_are_listed_by_how_they_stand(
     http: TestClient, admin: dict[str, str], session: orm.Session, project: models.Project
 ) -> None:

@@ -10,7 +10,17 @@ import pydantic
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse, Response
 
-from cmerwatch import access, alert_backtest, alert_edits, alert_rules, alert_views, errors, models, silences
+from cmerwatch import (
+    access,
+    alert_backtest,
+    alert_edits,
+    alert_rules,
+    alert_views,
+    deliveries,
+    errors,
+    models,
+    silences,
+)
 from cmerwatch.alert_rules import RuleFields
 from cmerwatch_web import deps
 from cmerwatch_web.api import bodies, events, schemas, times
@@ -236,6 +246,39 @@ def _message(message: alert_views.Message) -> dict[str, Any]:
         "state": delivery.state,
         "attempts": delivery.attempts,
         "error": delivery.last_error,
+        "delivered_at": delivery.delivered_at.isoformat() if delivery.delivered_at else None,
+    }
+
+
+@router.get("/deliveries")
+def get_deliveries(
+    request: Request,
+    principal: deps.MaySeeAlerts,
+    session: deps.Session,
+    state: str | None = None,
+    cursor: uuid.UUID | None = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+) -> JSONResponse:
+    """Messages to channels, newest first, with what became of each: pending, delivered, dead or superseded."""
+    events.require_known(request, ("state", "cursor", "limit"))
+    found = deliveries.recent(session, principal.project_id, limit + 1, state=state, before=cursor)
+    rows = [_delivery(delivery, channel) for delivery, channel in found[:limit]]
+    return JSONResponse({"rows": rows, "next_cursor": rows[-1]["id"] if len(found) > limit else None})
+
+
+def _delivery(delivery: models.Delivery, channel: str) -> dict[str, Any]:
+    return {
+        "id": str(delivery.id),
+        "channel": channel,
+        "kind": delivery.kind,
+        "state": delivery.state,
+        "attempts": delivery.attempts,
+        "error": delivery.last_error,
+        "group": str(delivery.alert_id) if delivery.alert_id else None,
+        "rule": delivery.notice.get("rule"),
+        "slice": delivery.notice.get("slice"),
+        "slices": delivery.notice.get("slices", 1),
+        "created_at": delivery.created_at.isoformat(),
         "delivered_at": delivery.delivered_at.isoformat() if delivery.delivered_at else None,
     }
 
