@@ -140,7 +140,7 @@ _ACT = """
 # the same person did not act on the item while they saw more.
 _BLIND = """
     :is_bound AND EXISTS (SELECT FROM projects p WHERE p.id = project_id AND p.blind_since <= leased_at)
-        AND NOT EXISTS (SELECT FROM reviews b WHERE b.item_id = ended.id AND b.action <> 'undo'
+        AND NOT EXISTS (SELECT FROM reviews b WHERE b.item_id = ended.id AND b.undoes IS NULL
             AND (b.action = 'verdict' OR (b.reviewer_id = :me AND NOT b.is_blind)))
 """
 

@@ -92,3 +92,22 @@ def test_a_long_history_of_leases_does_not_lengthen_the_way(session: orm.Session
     plan = explained(session, review_leases._NEXT["open", False].text, **values)
     assert "ix_review_items_next" in {node.get("Index Name") for node in nodes(plan)}
     assert all("Seq Scan" not in node["Node Type"] for node in nodes(plan))
+
+
+def test_whether_an_act_was_blind_is_read_from_its_own_item_alone(
+    session: orm.Session, project: models.Project, values: dict[str, Any]
+) -> None:
+    session.execute(sa.update(models.Project).values(blind_since=sa.func.now() - dt.timedelta(hours=1)))
+    last = sa.select(models.ReviewItem.id).where(models.ReviewItem.rank == WAITING, models.ReviewItem.state == "open")
+    item = session.scalars(last).one()
+    leased = {"leased_by": values["me"], "lease_token": values["token"], "state": "leased"}
+    times = {"leased_at": sa.func.now(), "lease_until": sa.func.now() + reviews.LEASE}
+    session.execute(sa.update(models.ReviewItem).where(models.ReviewItem.id == item).values(leased | times))
+    said = reviews._NOTHING_SAID | {"id": uuid.uuid4(), "action": "escalate", "is_bound": True, "item": item}
+    wanted = {name: values[name] for name in ("project", "me", "token")}
+    plan = explained(session, reviews._ACTS["escalate"].text, **said, **wanted)
+    of_reviews = [node for node in nodes(plan) if node.get("Relation Name") == "reviews" and "Alias" in node]
+    looked = [node for node in of_reviews if node["Alias"] == "b"]
+    assert looked
+    assert {node["Node Type"] for node in looked} <= {"Index Scan", "Bitmap Heap Scan", "Index Only Scan"}
+    assert session.scalars(sa.select(models.Review.is_blind).where(models.Review.id == said["id"])).one() is True

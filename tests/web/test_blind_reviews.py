@@ -127,6 +127,20 @@ def test_nothing_of_the_checkers_reaches_a_reviewer_before_the_verdict(
             assert mark not in page, mark
 
 
+@pytest.mark.usefixtures("blind")
+def test_an_event_that_nobody_has_to_review_tells_no_more(
+    rita: TestClient, boss: TestClient, session: orm.Session, blob_store: blobs.BlobStore, project: models.Project
+) -> None:
+    """It may come into the queue yet, when history is decided again."""
+    event = seeded.event(session, blob_store, project.id, output=OUTPUT)
+    seeded.check(session, seeded.scored(0.3187, 0.6123, SPANS), audit_rate=0.0)
+    session.commit()
+    assert session.scalar(sa.select(models.ReviewItem).where(models.ReviewItem.event_id == event)) is None
+    paths = (f"/events/{event}", f"/events/{event}/json", f"/v1/events/{event}")
+    assert told({path: plain(rita.get(path).text) for path in paths}) == set()
+    assert all("0.61" in boss.get(path).text or "0.31" in boss.get(path).text for path in paths)
+
+
 def plain(text: str) -> str:
     """Without what differs between any two items: ids, times, the numbers of this moment."""
     text = re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}|\b[0-9a-f]{64}\b", "ID", text)
