@@ -179,6 +179,14 @@ def of(session: orm.Session, event_id: uuid.UUID) -> list[models.ImageFetch]:
     return list(session.scalars(found.order_by(models.ImageFetch.position).execution_options(populate_existing=True)))
 
 
+def purge(session: orm.Session) -> int:
+    """Forget the addresses of events that went with their day; returns how many."""
+    gone = session.execute(
+        sa.text("DELETE FROM image_fetches WHERE event_id < (SELECT id FROM events ORDER BY id LIMIT 1)")
+    )
+    return int(gone.rowcount)  # type: ignore[attr-defined]
+
+
 def counts(session: orm.Session) -> Counts:
     return Counts(*session.execute(_COUNTS).one())
 

@@ -576,3 +576,14 @@ def test_an_event_whose_picture_never_came_is_checked_as_invalid_and_the_books_b
         when = session.scalars(sa.select(models.Event.received_at).where(models.Event.id == ids[0])).one()
         [hour] = ledger.hours(session, project_id, when, when)
     assert (hour.accepted, hour.scored, hour.invalid_image, hour.waiting, hour.difference) == (2, 1, 1, 0, 0)
+
+
+def test_addresses_go_with_the_events_of_their_day(
+    server: Receiver, project_id: uuid.UUID, blob_store: blobs.BlobStore
+) -> None:
+    old, new = send(project_id, server.url), send(project_id, server.url)
+    with db.transaction() as session:
+        assert fetches.purge(session) == 0
+        session.execute(sa.delete(models.Event).where(models.Event.id == min(old, new)))
+        assert fetches.purge(session) == 1
+    assert (rows(min(old, new)), len(rows(max(old, new)))) == ([], 1)

@@ -9,7 +9,7 @@ import time
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
-from cmerwatch import audits, db, invitations, models, partitions, people, rollups
+from cmerwatch import audits, db, fetches, invitations, models, partitions, people, rollups
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,8 @@ def purge() -> None:
             log.info("purged %d sessions, invitations and sign-in links that were over", gone)
         if old := audits.purge(session):
             log.info("purged %d old counts of refused sign-ins", old)
+        if alone := fetches.purge(session):
+            log.info("purged %d addresses of pictures whose events are gone", alone)
 
 
 def mend() -> None:
