@@ -44,8 +44,12 @@ def list_events(request: Request, session: auth.Session, viewer: auth.Viewer) ->
     show = query.get("show", "all")
     is_kept = blindness.keeps(session, viewer, None)
     shown = {name: SHOWN[name] for name in UNCHECKED} if is_kept else SHOWN
-    if show not in shown:
+    if show not in SHOWN:
         raise errors.Invalid(f"`show` must be one of {', '.join(shown)}.", field="show")
+    if show not in shown:
+        raise errors.Forbidden(
+            "Reviews are blind in this project: reviewers look at all events, and are not shown which were flagged."
+        )
     wanted = EventFilter(dimensions=view.chosen, start=view.start, end=view.end, **SHOWN[show][1])
     page = event_views.find(session, viewer.project_id, wanted, query.get("cursor"), PAGE)
     # A window such as "8 days" moves on with the clock; the next page keeps the ends of this one.
