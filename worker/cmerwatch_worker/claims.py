@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from cmerwatch_worker import statements
+from cmerwatch_worker import languages, statements
 
 REFUSAL = "refusal"
 BARE_ANSWER = "answer_without_statement"
 DENIED_DETAIL = "denied_detail"
 UNREADABLE = "unreadable_script"
+FOREIGN = "foreign_language"
 NOTHING_VISUAL = "nothing_visual"
 NOT_CHECKED = "claims_not_checked"
 
@@ -48,7 +50,8 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """The claims, or, when there is none, the reason why nothing can be checked. `left_out`: claims over the cap."""
+    """The claims, or, when there is none, the reason why nothing can be checked. `left_out`: claims over the cap, and
+    those the checker cannot read."""
 
     claims: tuple[Claim, ...]
     reason: str | None = None
@@ -73,23 +76,31 @@ def split(
     except statements.DeniedDetail:
         return Split((), DENIED_DETAIL)
     kept: list[Span] = []
-    dropped: set[str] = set()
+    dropped: Counter[str] = Counter()
+    question = statements.asked(prompt) if prompt else ""
+    is_abroad = not can_read(output[:LONG]) or (question != "" and not can_read(question))
     for start, end in pieces(output):
-        why = _why_dropped(output[start:end])
-        if why is None and not can_read(output[start:end]):
-            why = UNREADABLE
+        why = _why_dropped(output[start:end]) or _why_unread(output[start:end], can_read, is_abroad)
         if why is None:
             kept.append((start, end))
         else:
-            dropped.add(why)
+            dropped[why] += 1
     if not kept:
         # The most telling reason first: "I'm sorry. No." is a refusal, not an answer.
-        return Split((), next((why for why in (REFUSAL, BARE_ANSWER, UNREADABLE) if why in dropped), NOTHING_VISUAL))
+        telling = (REFUSAL, BARE_ANSWER, FOREIGN, UNREADABLE)
+        return Split((), next((why for why in telling if why in dropped), NOTHING_VISUAL))
     chosen = _spread(kept, MAX_CLAIMS)
     fitting = [claim for span in chosen for claim in _fitting(output, span, context_length, count_tokens)]
     found = _spread(fitting, MAX_CLAIMS)
-    left_out = len(kept) - len(chosen) + len(fitting) - len(found)
+    left_out = len(kept) - len(chosen) + len(fitting) - len(found) + dropped[FOREIGN] + dropped[UNREADABLE]
     return Split(tuple(_with_sign(claim, fits) for claim in found), left_out=left_out)
+
+
+def _why_unread(piece: str, can_read: Callable[[str], bool], is_abroad: bool) -> str | None:
+    """None where the checker can read it. Words that show no language are in that of their question and neighbours."""
+    if can_read(piece) and not (is_abroad and not languages.is_surely_english(piece)):
+        return None
+    return FOREIGN if languages.is_latin(piece) else UNREADABLE
 
 
 def _composed(output: str, prompt: str, fits: Callable[[str], bool]) -> Claim | None:

@@ -75,16 +75,20 @@ def compose(prompt: str, answer: str) -> Statement | None:
     return None
 
 
+def asked(prompt: str) -> str:
+    """The last question of a prompt, else its first sentence, as it stands there."""
+    text = " ".join(prompt[-MAX_PROMPT:].split())
+    found = re.findall(r"[^.!?:]*\?", text)
+    return found[-1] if found else next((s for s in re.split(r"[.!?:]", text) if s.strip()), "")
+
+
 @functools.lru_cache(maxsize=4096)  # apps ask the same again and again
 def question(prompt: str) -> str:
     """The last question of a prompt, else its first sentence: lower case, without marks and polite words.
 
     '' for one of more than MAX_QUESTION characters, which no template is meant for.
     """
-    text = " ".join(prompt[-MAX_PROMPT:].split())
-    asked = re.findall(r"[^.!?:]*\?", text)
-    sentence = asked[-1] if asked else next((s for s in re.split(r"[.!?:]", text) if s.strip()), "")
-    plain = _plain(sentence)
+    plain = _plain(asked(prompt))
     for _ in range(3):
         plain = _POLITE.sub("", plain)
     return plain if len(plain) <= MAX_QUESTION else ""

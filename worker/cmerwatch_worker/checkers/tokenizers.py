@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmerwatch import errors
+from cmerwatch_worker import languages
 
 
 class Tokenizer(Protocol):
@@ -52,9 +53,9 @@ class Words:
         return [self._start, *self._inner(text), self._end]
 
     def can_read(self, text: str) -> bool:
-        """Whether at least half of the text is words and letters of the vocabulary."""
+        """Whether at least half of the text is words and letters of the vocabulary, which are English."""
         ids = self._inner(text)
-        return bool(ids) and 2 * ids.count(self._unknown) <= len(ids)
+        return bool(ids) and 2 * ids.count(self._unknown) <= len(ids) and not languages.is_foreign(text)
 
     def _inner(self, text: str) -> list[int]:
         return [i for word in re.findall(r"[^\W_]+", text.lower()) for i in self._word(word)]
@@ -90,7 +91,9 @@ class Bpe:
         return [self._ids["<start_of_text>"], *self._inner(text), self._ids["<end_of_text>"]]
 
     def can_read(self, text: str) -> bool:
-        return bool(self._inner(text))
+        """Whether it can be English, which models with this encoding were trained on: it has ids for every byte, and a
+        text of other letters or another language gets a cosine that says nothing."""
+        return bool(self._inner(text)) and languages.is_latin(text) and not languages.is_foreign(text)
 
     def _inner(self, text: str) -> list[int]:
         letters = _byte_letters()
