@@ -93,6 +93,21 @@ def test_whatever_happens_each_check_is_decided_once_under_the_policy_it_was_cou
     )
 
 
+def test_checks_whose_events_are_gone_hold_up_none_of_the_others(session: orm.Session, project: models.Project) -> None:
+    checker_id = factories.checker(session)
+    factories.ingest_many(session, project.id, 7)
+    factories.check_all(session, None, checker_id=checker_id, is_calibrated=False)
+    gone = sorted(session.scalars(sa.select(models.Event.id)))[:5]
+    session.execute(sa.delete(models.Event).where(models.Event.id.in_(gone)))  # as when their day's partition goes
+    left = []
+    while found := references.undecided(session, checker_id, 1):
+        [(result, _)] = found
+        judged = dataclasses.replace(result, score=0.5)
+        left += references.settle(session, checker_id, [(judged, factories.DEFAULT_POLICY.decide(judged, True))])
+    assert len(left) == 2
+    assert gone[-1] not in {one.result.event.event_id for one in left}
+
+
 def test_samples_add_up_by_prompt_type_and_the_same_content_counts_once(session: orm.Session) -> None:
     checker_id = factories.checker(session)
     first = Sample(uuid.UUID(int=1), "a", (0.1, 0.2), (0.0,))

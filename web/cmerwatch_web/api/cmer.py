@@ -74,10 +74,7 @@ def get_cmer(
         "to": last.isoformat(),
         "bucket": bucket,
         "checker": found.name if found else None,
-        "checkers": [
-            {"checker": one.checker.name, "first": one.first.isoformat(), "outputs": one.outputs}
-            for one in cmer_series.checkers(session, principal.project_id, first, last)
-        ],
+        "checkers": [_seen(one) for one in cmer_series.checkers(session, principal.project_id, first, last)],
         "policy_version": policy_version,
         "policy_changes": [
             {"version": one.version, "at": one.created_at.isoformat()}
@@ -86,6 +83,10 @@ def get_cmer(
         "rows": [_rate(row) for row in rows],
     }
     return JSONResponse(answer)
+
+
+def _seen(one: cmer_series.Seen) -> dict[str, Any]:
+    return {"checker": one.checker.name, "first": one.first.isoformat(), "outputs": one.outputs}
 
 
 def _checker(session: orm.Session, project_id: uuid.UUID, name: str | None) -> models.Checker | None:
