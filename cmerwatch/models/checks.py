@@ -173,7 +173,13 @@ class Rollup5m(RollupColumns, Base):
 
 class Rollup1h(RollupColumns, Base):
     __tablename__ = "rollups_1h"
-    __table_args__ = ({"postgresql_with": {"fillfactor": 60}},)
+    __table_args__ = (
+        # For charts of one endpoint or customer by version: a tenth of the rows and less. A slice adds to them once an
+        # hour; what it counts afterwards changes no index.
+        sa.Index(None, "project_id", "endpoint", "bucket"),
+        sa.Index(None, "project_id", "customer", "bucket"),
+        {"postgresql_with": {"fillfactor": 60}},
+    )
 
 
 class Rollup1d(RollupColumns, Base):

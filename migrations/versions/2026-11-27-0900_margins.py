@@ -135,9 +135,13 @@ def upgrade() -> None:
         op.create_table(f"margins_{grain}", *_by_margin(f"margins_{grain}"), postgresql_with={"fillfactor": 60})
     for statement in _fill():
         op.execute(statement)
+    for name in ("endpoint", "customer"):
+        op.create_index(op.f(f"ix_rollups_1h_project_id_{name}_bucket"), "rollups_1h", ["project_id", name, "bucket"])
 
 
 def downgrade() -> None:
+    for name in ("endpoint", "customer"):
+        op.drop_index(op.f(f"ix_rollups_1h_project_id_{name}_bucket"), table_name="rollups_1h")
     for table in ("margins_1d", "margins_1h", "margins_5m", "redecided_1d", "rollups_1d"):
         op.drop_table(table)
     for table in ("rollups_5m", "rollups_1h", "redecided_5m", "redecided_1h"):

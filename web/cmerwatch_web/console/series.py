@@ -56,15 +56,23 @@ def make(counts: Sequence[CmerRow], similarity: Sequence[CmerRow], view: View, v
     """`counts` are by bucket and model version, `similarity` by bucket with histograms."""
     seconds = bucket(view)[1]
     width = dt.timedelta(seconds=seconds * _wide(counts, view, seconds))
-    bins, start = [], view.start
+    of_counts, of_similarity = _by_point(counts, view.start, width), _by_point(similarity, view.start, width)
+    bins, start, i = [], view.start, 0
     while start < view.end:
         end = min(start + width, view.end)
-        own = [row for row in counts if start <= row.start < end]
-        bins.append(_bin(own, [row for row in similarity if start <= row.start < end], start, end, versions))
-        start = end
+        bins.append(_bin(of_counts.get(i, ()), of_similarity.get(i, ()), start, end, versions))
+        start, i = end, i + 1
     names = [text.visible(name) or "(none)" for name in versions] + ["others"]
     legend = [(i, name) for i, name in enumerate(names) if any(one.volumes[i] for one in bins)]
     return Series(bins, names, legend, _markers(counts, versions, bins), int(width.total_seconds()))
+
+
+def _by_point(rows: Iterable[CmerRow], start: dt.datetime, width: dt.timedelta) -> dict[int, list[CmerRow]]:
+    """By the number of the point; a day that begins before the window belongs to the first."""
+    found: dict[int, list[CmerRow]] = {}
+    for row in rows:
+        found.setdefault(max(0, (row.start - start) // width), []).append(row)
+    return found
 
 
 def _wide(rows: Sequence[CmerRow], view: View, seconds: int) -> int:
