@@ -14,8 +14,8 @@ Late = Callable[[], Mapping[str, Any]]
 # How often the sending thread looks while it collects a batch. Waking it for each event would cost the app's thread
 # a system call, and a fight for the GIL just as its own work goes on.
 LOOK_SECONDS = 0.05
-# What is over the limit is dropped by the sending thread when it looks: to free an event that has waited for long costs
-# as much as to queue one. The app's thread drops only what is over by more, which is when that one is busy.
+# What is over the limit is dropped by the sending thread when it looks. The app's thread drops only what is over by
+# more, which is when that one is busy.
 MOST_EXCESS_BYTES = 8 << 20
 MOST_EXCESS_EVENTS = 100
 NEVER = float("inf")
@@ -75,7 +75,8 @@ class Pending:
             self._waiting.append(item)
             self._bytes += item.size
             if self._bytes > self._most_bytes or len(self._open) > self._most_events:
-                victims = self._make_room(self._most_bytes, self._most_events)
+                # Several at once: one by one each would meet cold memory, and cost as much as to queue an event.
+                victims = self._make_room(self._most_bytes * 31 // 32, self._most_events * 31 // 32)
             if self._bytes > self._wake_above:
                 self._wake_above = NEVER
                 self._news.notify()
