@@ -126,8 +126,13 @@ def incidents(session: orm.Session, project_id: uuid.UUID, limit: int = 300) -> 
     found: dict[uuid.UUID | None, list[Row]] = {}
     for row in _rows(session, project_id, session.execute(statement.limit(limit)).all()):
         found.setdefault(row.group_id, []).append(row)
-    groups = [sorted(rows, key=lambda row: (not row.leads, len(row.slice), row.slice_key)) for rows in found.values()]
+    groups = [sorted(rows, key=leading_first) for rows in found.values()]
     return sorted(groups, key=lambda rows: -alert_rules.SEVERITIES.index(rows[0].severity))
+
+
+def leading_first(row: Row) -> tuple[bool, int, str]:
+    """The order of an incident's slices: the one that leads, then the broadest."""
+    return not row.leads, len(row.slice), row.slice_key
 
 
 def standings(session: orm.Session, project_id: uuid.UUID, *states: str, limit: int = 200) -> list[Row]:

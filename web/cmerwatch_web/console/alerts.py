@@ -341,7 +341,7 @@ def show_alert(request: Request, session: auth.Session, viewer: auth.Viewer, ale
         viewer=viewer,
         card=card(session, viewer, row, height=180, with_axes=True),
         history=alert_views.transitions(session, row.alert),
-        together=together if len(together) > 1 else [],
+        together=sorted(together, key=alert_views.leading_first) if len(together) > 1 else [],
         durations=DURATIONS,
         done=settings.done(request, DONE),
     )
