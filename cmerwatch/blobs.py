@@ -45,26 +45,28 @@ class FolderStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
-        self._synced: set[Path] = set()  # folders of projects that this process knows to be durable
+        self._synced: set[str] = set()  # folders of projects that this process knows to be durable
         _make_folder(self.root)
 
     def put(self, project_id: uuid.UUID, sha256: str, data: bytes) -> None:
         path = self._path(project_id, sha256)
+        folder = os.path.dirname(path)
+        project = os.path.dirname(folder)
         with _refusing_when_full():
-            if path.parent.parent not in self._synced:
-                _make_project(path.parent.parent)
-                self._synced.add(path.parent.parent)
-            if not path.exists():
+            if project not in self._synced:
+                _make_project(Path(project))
+                self._synced.add(project)
+            if not os.path.exists(path):
                 _write(path, data, durable=True)
             # Also for a file that was there: its writer may not have got as far as this line.
-            _sync_folder(path.parent)
+            _sync_folder(folder)
 
     def get(self, project_id: uuid.UUID, sha256: str) -> bytes:
         path = self._path(project_id, sha256)
         try:
-            return path.read_bytes()
+            return Path(path).read_bytes()
         except FileNotFoundError:
-            if path.parent.parent.is_dir():
+            if os.path.isdir(os.path.dirname(os.path.dirname(path))):
                 raise errors.NotFound(f"No image {sha256} is stored in this project.") from None
             raise errors.Unavailable(
                 f"The image store {self.root} has no folder of this project. Is its volume mounted here?"
@@ -73,7 +75,7 @@ class FolderStore:
             raise errors.Unavailable(f"The image store cannot be read now ({error.strerror}).") from error
 
     def exists(self, project_id: uuid.UUID, sha256: str) -> bool:
-        return self._path(project_id, sha256).exists()
+        return os.path.exists(self._path(project_id, sha256))
 
     def put_display(self, project_id: uuid.UUID, sha256: str, data: bytes) -> None:
         """Beside the bytes it was made from. Not synced: it can be made again, and get_display sees a copy torn by a
@@ -83,34 +85,39 @@ class FolderStore:
 
     def get_display(self, project_id: uuid.UUID, sha256: str) -> bytes | None:
         with contextlib.suppress(FileNotFoundError):
-            data = self._display_path(project_id, sha256).read_bytes()
+            data = Path(self._display_path(project_id, sha256)).read_bytes()
             # A WebP is a RIFF file: "RIFF", then the length of what follows in 4 little-endian bytes.
             if data[:4] == b"RIFF" and len(data) >= 8 + int.from_bytes(data[4:8], "little"):
                 return data
         return None
 
-    def _path(self, project_id: uuid.UUID, sha256: str) -> Path:
-        """Raises Invalid for anything but 64 hex digits, so that no request can name another file."""
+    def _path(self, project_id: uuid.UUID, sha256: str) -> str:
+        """Raises Invalid for anything but 64 hex digits, so that no request can name another file.
+
+        Text, because making and printing `Path`s costs as much as the system calls on them, for each picture of ingest.
+        """
         if not _SHA256.match(sha256):
             raise errors.Invalid("`sha256` must be 64 lower-case hexadecimal digits.", field="sha256")
-        return self.root / uuid.UUID(str(project_id)).hex / sha256[:2] / sha256
+        return f"{self.root}/{uuid.UUID(str(project_id)).hex}/{sha256[:2]}/{sha256}"
 
-    def _display_path(self, project_id: uuid.UUID, sha256: str) -> Path:
-        return self._path(project_id, sha256).with_suffix(".webp")
+    def _display_path(self, project_id: uuid.UUID, sha256: str) -> str:
+        return self._path(project_id, sha256) + ".webp"
 
 
-def _write(path: Path, data: bytes, *, durable: bool) -> None:
+def _write(path: str, data: bytes, *, durable: bool) -> None:
     """Complete or not there: a draft beside it, then rename. Two writers of the same image each bring a draft."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    folder, name = os.path.split(path)
+    draft = f"{folder}/.{name}.{secrets.token_hex(8)}"
     try:
         with open(draft, "xb", opener=_private) as file:
             file.write(data)
             file.flush()
             if durable:
                 os.fsync(file.fileno())
-        draft.rename(path)
+        os.rename(draft, path)
     except OSError:
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(draft)
         raise
 
 
@@ -137,7 +144,7 @@ def _make_project(path: Path) -> None:
     _sync_folder(path.parent)
 
 
-def _sync_folder(path: Path) -> None:
+def _sync_folder(path: str | Path) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

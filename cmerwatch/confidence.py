@@ -41,10 +41,15 @@ def measure(
     `tokens`, one for each logprob, say which of them `min_p` looks at: those with content, or all where none has.
     """
     texts = tokens if tokens is not None and len(tokens) == len(logprobs or ()) else [None] * len(logprobs or ())
-    known = [(lp, text) for lp, text in zip(logprobs or (), texts, strict=True) if _is_known(lp, text)]
-    values = [lp for lp, _ in known if lp is not None]
+    # Written out instead of called: a call for each of thousands of tokens costs more than all the arithmetic here.
+    known = [
+        (lp, text)
+        for lp, text in zip(logprobs or (), texts, strict=True)
+        if lp is not None and lp > SENTINEL and (text is None or "<" not in text or not _is_mark(text))
+    ]
+    values = [lp for lp, _ in known]
     if values and not _is_constant(values):
-        content = [lp for lp, text in known if lp is not None and _has_content(text)]
+        content = [lp for lp, text in known if _has_content(text)]
         return Confidence(
             geo_p=math.exp(math.fsum(values) / len(values)),
             mean_p=math.fsum(map(math.exp, values)) / len(values),
@@ -62,10 +67,8 @@ def _unless_present(status: str | None) -> str | None:
     return None if status == "present" or status in KINDS else status
 
 
-def _is_known(logprob: float | None, token: str | None) -> bool:
-    if logprob is None or logprob <= SENTINEL:
-        return False
-    return token is None or "<" not in token or _MARK.fullmatch(token.strip()) is None
+def _is_mark(token: str) -> bool:
+    return _MARK.fullmatch(token.strip()) is not None
 
 
 def _is_constant(values: Sequence[float]) -> bool:

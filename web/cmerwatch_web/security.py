@@ -39,6 +39,7 @@ class SecurityHeaders:
         common = _HEADERS | ({b"strict-transport-security": b"max-age=31536000"} if https else {})
         self.of_pages = [(b"content-security-policy", PAGE_POLICY.encode()), *common.items()]
         self.of_data = [(b"content-security-policy", DATA_POLICY.encode()), *common.items()]
+        self.names = frozenset(name for name, _ in self.of_data)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def with_headers(message: Message) -> None:
@@ -46,7 +47,9 @@ class SecurityHeaders:
                 own = {name.lower(): value for name, value in message["headers"]}
                 is_page = own.get(b"content-type", b"").startswith(b"text/html")
                 ours = self.of_pages if is_page else self.of_data
-                message["headers"] = [*message["headers"], *(pair for pair in ours if pair[0] not in own)]
+                if not self.names.isdisjoint(own):
+                    ours = [(name, value) for name, value in ours if name not in own]
+                message["headers"] = [*message["headers"], *ours]
             await send(message)
 
         await self.app(scope, receive, with_headers)
