@@ -598,6 +598,11 @@ def test_on_a_phone_the_output_stands_above_the_verdicts_without_scrolling(site:
     assert output is not None
     assert deck is not None
     assert output["y"] + output["height"] <= deck["y"]
+    page.locator("mark").first.click()
+    marker, deck = page.locator("[data-marker]").bounding_box(), page.locator(".deck").bounding_box()
+    assert marker is not None
+    assert deck is not None
+    assert marker["y"] + marker["height"] <= deck["y"]
 
 
 @pytest.mark.parametrize("width", [1440, 390])

@@ -74,6 +74,8 @@ function select([start, end]) {
   const from = place(start, false), to = place(end, true);
   getSelection().setBaseAndExtent(...from, ...to);
   from[0].parentElement.scrollIntoView({ block: "nearest" });
+  showChosen();
+  marker.scrollIntoView({ block: "nearest" }); // on a phone the verdicts stand over it
 }
 
 function showChosen() {
