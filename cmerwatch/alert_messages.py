@@ -98,7 +98,10 @@ class Messages:
         heard = _live(self.session, [channel for channel, heard in self._written.get(group.id, {}).items() if heard])
         if not heard:
             return
-        everyone = alert_episodes.members(self.session, group.leader)
+        # A slice that recovered and fired again within the group is two of its alerts, but one thing to tell of.
+        everyone = list(
+            {alert.slice_key: alert for alert in alert_episodes.members(self.session, group.leader)}.values()
+        )
         listed = alert_episodes.latest(self.session, group.rule, everyone)
         evidence = _leading(listed, group.leader) | {"reason": reason}
         evidence |= {name: group.leader.evidence.get(name, []) for name in ("worst", "changes")}
@@ -247,7 +250,7 @@ def _news(group: Group, loud: list[models.Alert]) -> _News:
 
 
 def _leading(listed: list[tuple[models.Alert, dict[str, Any]]], lead: models.Alert) -> dict[str, Any]:
-    [evidence] = [evidence for alert, evidence in listed if alert is lead]
+    [evidence] = [evidence for alert, evidence in listed if alert.slice_key == lead.slice_key]
     return dict(evidence)
 
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 from sqlalchemy import orm
 
 from cmerwatch import alert_edits, alert_rules, alert_views, deliveries, models
 from cmerwatch.notify import pagerduty
+from tests import factories
 from tests.core import watched
 from tests.core.watched import END, HOUR, MINUTES_5
 
@@ -202,6 +207,45 @@ def test_telling_a_new_channel_takes_no_update_from_the_others(
     assert [one["status"] for one in story.step(a=30, b=30)] == ["firing"]
     watched.tick(session, project.id, dt.timedelta(minutes=5, seconds=45))
     assert watched.kinds(session, project.id)[:3] == ["firing", "firing", "update"]
+
+
+RATES = st.fixed_dictionaries(dict.fromkeys("abc", st.sampled_from([0, 40])))
+WAITS = st.sampled_from([MINUTES_5, 7 * MINUTES_5, 13 * MINUTES_5])
+
+
+@given(script=st.lists(st.tuples(RATES, st.sampled_from(["v1", "v2"]), WAITS), min_size=1, max_size=5))
+@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=10)
+def test_whatever_comes_and_goes_a_receiver_knows_exactly_what_fires(
+    session: orm.Session, script: list[tuple[dict[str, int], str, dt.timedelta]]
+) -> None:
+    """And was paged once per group, and told its end once."""
+    project = session.get_one(models.Project, factories.project(session, f"p{uuid.uuid4().hex}"))
+    watched.channel(session, project.id)
+    watch(session, project)
+    story = Story(session, project)
+    for flagged, version, wait in script:
+        story.step(wait=wait, version=version, **flagged)
+    said: dict[uuid.UUID | None, list[models.Delivery]] = {}
+    for message in watched.messages(session, project.id):
+        said.setdefault(message.alert_id, []).append(message)
+    members: dict[uuid.UUID | None, list[models.Alert]] = {}
+    for alert in watched.episodes(session, project.id):
+        members.setdefault(alert.group_id, []).append(alert)
+    assert said.keys() == members.keys()
+    for group, alerts in members.items():
+        firing = [alert.slice for alert in alerts if alert.resolved_at is None]
+        kinds = [message.kind for message in said[group]]
+        assert (kinds[0], kinds.count("firing")) == ("firing", 1)
+        assert (kinds[-1] == "resolved", kinds.count("resolved")) == (not firing, int(not firing))
+        told = slices(said[group][-1].notice)
+        assert sorted(told, key=str) == sorted(firing or unique(alert.slice for alert in alerts), key=str)
+        opened = min(alert.fired_at for alert in alerts)
+        assert all(alert.fired_at - opened < HOUR for alert in alerts)
+
+
+def unique(some: Iterable[dict[str, str]]) -> list[dict[str, str]]:
+    """A slice that recovered and fired again is two alerts of one group."""
+    return [dict(items) for items in {tuple(sorted(of.items())) for of in some}]
 
 
 # Silences
