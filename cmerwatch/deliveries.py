@@ -214,7 +214,7 @@ def recent(
     *,
     state: str | None = None,
     before: uuid.UUID | None = None,
-) -> list[sa.Row[tuple[models.Delivery, str]]]:
+) -> list[sa.Row[models.Delivery, str]]:
     """The newest messages with the names of their channels; of that state, and older than `before`. Raises Invalid."""
     if state is not None and state not in STATES:
         raise errors.Invalid(f"`state` must be one of {', '.join(STATES)}.", field="state")
