@@ -351,3 +351,56 @@ def test_a_reference_is_replaced_in_place_and_an_interrupted_change_never_loads(
     again = bundle.load(copied).reference
     assert again is not None
     assert again.version == held.reference.version
+
+
+# what is refused, and when
+
+
+@pytest.mark.parametrize("out", ["/proc/nowhere", "{file}"])
+def test_a_folder_that_takes_no_files_is_refused_before_anything_is_scored(
+    drawn: Path, tmp_path: Path, run: Run, out: str
+) -> None:
+    file = few(tmp_path, drawn / "foreign.jsonl", 30)
+    where = out.format(file=file)
+    for command in (("evaluate", file, "--checker", "demo"), ("calibrate", "demo", file)):
+        status, _, err = run(*command, "--images", drawn, "--out", where)
+        assert status == 2
+        assert "with --out" in err
+        assert "ing: " not in err, "no progress was shown"
+    assert file.read_text().count("\n") == 30
+
+
+def test_pairs_of_which_none_can_be_used_are_refused_with_the_first_reasons(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "pairs.jsonl").write_text('{"image": "gone.png", "output": "A red circle."}\n{"image": "a.png", "out\n')
+    status, _, err = run("calibrate", "demo", tmp_path / "pairs.jsonl", "--out", tmp_path / "mine")
+    assert status == 2
+    assert "has nothing to calibrate with; line 1: there is no image file" in err
+    assert "line 2: is not JSON: Unterminated string starting at column 23" in err
+    status, _, err = run(
+        "calibrate", "demo", tmp_path / "pairs.jsonl", "--images", tmp_path / "x", "--out", tmp_path / "m"
+    )
+    assert (status, "there is no folder of images" in err) == (2, True)
+
+
+def test_a_folder_that_is_no_bundle_is_named_before_its_pairs_are_read(tmp_path: Path, run: Run) -> None:
+    status, _, err = run("calibrate", tmp_path / "nothing", tmp_path / "nothing.jsonl")
+    assert status == 2
+    assert "is no checker bundle" in err
+
+
+def test_a_calibration_interrupted_by_hand_changes_nothing_and_says_so(
+    pairs: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(bar: commands.Bar, done: int, total: int) -> None:
+        if done > 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands.Bar, "show", interrupted)
+    mine = Path(shutil.copytree(bundle.DEMO, tmp_path / "mine"))
+    before = (mine / "reference.json").read_bytes()
+    status, _, err = run("calibrate", mine, pairs)
+    assert (status, err.splitlines()[-1]) == (130, "cmerwatch: interrupted; nothing was changed")
+    assert (mine / "reference.json").read_bytes() == before
+    status, _, _ = run("calibrate", mine, pairs, "--out", tmp_path / "copy")
+    assert status == 130
+    assert not (tmp_path / "copy").exists()

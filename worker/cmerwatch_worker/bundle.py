@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -140,9 +141,28 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
 
 
 def refuse_occupied(out: Path) -> None:
-    """A bundle is never written over another: workers may be loading it. errors.StartRefused."""
+    """A bundle is never written over another: workers may be loading it. errors.StartRefused.
+
+    Also where nothing can be written: that is better known before the minutes that making it takes.
+    """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise errors.StartRefused(f"{out} is there already and not an empty folder; name a new one with --out")
+    is_new = not out.exists()
+    require_writable(out)
+    if is_new:
+        out.rmdir()
+
+
+def require_writable(folder: Path) -> None:
+    """Make the folder, if need be. errors.StartRefused where that fails or it takes no files."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise errors.StartRefused(
+            f"nothing can be written to {folder} ({error.strerror}); name another folder with --out"
+        ) from error
 
 
 def replace_reference(folder: Path, frozen: Reference) -> Manifest:

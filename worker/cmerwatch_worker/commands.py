@@ -115,9 +115,11 @@ def calibrate(
     with _needing("cmerwatch[worker]"):
         from cmerwatch_worker import bundle, calibration
 
-    pairs = _pairs(file, images)
     folder = bundle.DEMO if name == "demo" else Path(name.removeprefix("bundle:"))
-    made = calibration.recalibrate(folder, out, lambda checker: _reference(checker, pairs))
+    bundle.read_manifest(folder)
+    pairs = _pairs(file, images)
+    with _interruptible("nothing was changed"):
+        made = calibration.recalibrate(folder, out, lambda checker: _reference(checker, pairs))
     typer.echo(f"{out or folder}: {made.checker_id} has a new reference")
 
 
@@ -137,33 +139,39 @@ def evaluate(
     """
     with _needing("cmerwatch[worker]"):
         from cmerwatch import settings
-        from cmerwatch_worker import accuracy, accuracy_report, checkers, datasets, evaluation, offline
+        from cmerwatch_worker import accuracy, accuracy_report, bundle, checkers, datasets, evaluation, offline
 
     configured = settings.current()
     found = datasets.read(file, kind, images, answers)
     if not found.rows:
-        _complain_of_nothing(file, found)
+        _complain_of_nothing(file, found, "evaluate")
+    folder = out or file.with_name(f"{file.name}.evaluation")
+    bundle.require_writable(folder)
     loaded = checkers.load(checker or configured.checker)
     if configured.contrast:
         say("CMERWATCH_CONTRAST is on; this measures the checker without contrast sets")
-    folder = out or file.with_name(f"{file.name}.evaluation")
-    folder.mkdir(parents=True, exist_ok=True)
     sidecar = folder / evaluation.SIDECAR
     if restart:
         sidecar.unlink(missing_ok=True)
     of = evaluation.origin(loaded, file, kind, images, answers)
-    try:
-        with offline.Looking(loaded, configured) as looking:
-            scored = evaluation.run(looking, found.rows, sidecar, of, Bar("evaluating").show)
-    except KeyboardInterrupt:
-        say("interrupted; the same command goes on from here")
-        raise typer.Exit(130) from None
+    with _interruptible("the same command goes on from here"), offline.Looking(loaded, configured) as looking:
+        scored = evaluation.run(looking, found.rows, sidecar, of, Bar("evaluating").show)
     rows = [accuracy.Row(labelled, one) for labelled, one in zip(found.rows, scored, strict=True)]
     report = accuracy_report.Report(file.name, loaded, found, accuracy.measure(rows))
     (folder / "report.json").write_text(accuracy_report.as_json(report))
     (folder / "report.html").write_text(accuracy_report.as_html(report), errors="replace")
     typer.echo(accuracy_report.as_text(report), nl=False)
     typer.echo(f"written: {folder / 'report.html'}, {folder / 'report.json'}")
+
+
+@contextlib.contextmanager
+def _interruptible(said: str) -> Iterator[None]:
+    """Ctrl-C ends with what it means for the work so far, not with a traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"interrupted; {said}")
+        raise typer.Exit(130) from None
 
 
 @contextlib.contextmanager
@@ -215,10 +223,12 @@ def _say_parity(found: parity.Parity) -> None:
 
 
 def _pairs(file: Path, images: Path | None) -> datasets.Dataset:
-    """Matched pairs; a line without a label is one. Bad lines are named."""
+    """Matched pairs; a line without a label is one. Bad lines are named. errors.StartRefused: there is none."""
     from cmerwatch_worker import datasets
 
-    found = datasets.jsonl(file, images or file.parent, default_label=datasets.CORRECT)
+    found = datasets.jsonl(file, datasets.folder_of(file, images), default_label=datasets.CORRECT)
+    if not found.rows:
+        _complain_of_nothing(file, found, "calibrate with")
     for bad in found.bad[:SHOWN_BAD]:
         say(f"{file.name} line {bad.line}, not used: {bad.why}")
     if len(found.bad) > SHOWN_BAD:
@@ -245,10 +255,10 @@ def _place(made: calibration.Calibrated, kind: str) -> str:
     return "" if kind in made.reference.own and kind else ", in the pool that stands for all other prompt types"
 
 
-def _complain_of_nothing(file: Path, found: datasets.Dataset) -> None:
+def _complain_of_nothing(file: Path, found: datasets.Dataset, what: str) -> None:
     """Raises StartRefused with the first reasons."""
     reasons = [f"line {bad.line}: {bad.why}" for bad in found.bad[:3]] or ["it has no lines"]
-    raise errors.StartRefused(f"{file} has nothing to evaluate; {'; '.join(reasons)}")
+    raise errors.StartRefused(f"{file} has nothing to {what}; {'; '.join(reasons)}")
 
 
 class Bar:

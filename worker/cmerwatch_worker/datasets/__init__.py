@@ -75,9 +75,7 @@ def read(path: Path, kind: str, images: Path | None = None, answers: Path | None
         raise errors.StartRefused(f"--format {kind!r} is none of: {', '.join(FORMATS)}")
     if answers is not None and kind != "pope":
         raise errors.StartRefused("--answers belongs to --format pope, whose files hold questions only")
-    folder = images or path.parent
-    if not folder.is_dir():
-        raise errors.StartRefused(f"there is no folder of images {folder}")
+    folder = folder_of(path, images)
     from cmerwatch_worker.datasets import public
 
     readers = {
@@ -87,6 +85,14 @@ def read(path: Path, kind: str, images: Path | None = None, answers: Path | None
         "hallusionbench": lambda: public.hallusionbench(path, folder),
     }
     return readers[kind]() if kind in readers else jsonl(path, folder)
+
+
+def folder_of(path: Path, images: Path | None) -> Path:
+    """Where the pictures of a file are. errors.StartRefused: nowhere."""
+    folder = images or path.parent
+    if not folder.is_dir():
+        raise errors.StartRefused(f"there is no folder of images {folder}")
+    return folder
 
 
 FORMATS = ("jsonl", "pope", "foil", "mhaldetect", "hallusionbench")
@@ -117,11 +123,11 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
 def parsed(raw: bytes) -> dict[str, Any]:
     """One JSON object. Raises BadEntry."""
     try:
-        entry = json.loads(raw.decode())
+        entry = json.loads(raw.decode().rstrip())  # or a line that is cut short fails in the column after its end
     except UnicodeDecodeError as error:
         raise BadEntry(f"is not UTF-8 at byte {error.start}") from None
     except (ValueError, RecursionError) as error:
-        said = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+        said = f"{error.msg.removesuffix(' at')} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
         raise BadEntry(f"is not JSON: {said}") from None
     if not isinstance(entry, dict):
         raise BadEntry(f"must be a JSON object, not {_kind(entry)}")
