@@ -375,7 +375,7 @@ def test_pairs_of_which_none_can_be_used_are_refused_with_the_first_reasons(tmp_
     status, _, err = run("calibrate", "demo", tmp_path / "pairs.jsonl", "--out", tmp_path / "mine")
     assert status == 2
     assert "has nothing to calibrate with; line 1: there is no image file" in err
-    assert "line 2: is not JSON: Unterminated string starting at column 23" in err
+    assert "line 2: is not JSON: Unterminated string starting at column 20" in err
     status, _, err = run(
         "calibrate", "demo", tmp_path / "pairs.jsonl", "--images", tmp_path / "x", "--out", tmp_path / "m"
     )

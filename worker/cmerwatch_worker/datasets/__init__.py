@@ -126,9 +126,10 @@ def parsed(raw: bytes) -> dict[str, Any]:
         entry = json.loads(raw.decode().rstrip())  # or a line that is cut short fails in the column after its end
     except UnicodeDecodeError as error:
         raise BadEntry(f"is not UTF-8 at byte {error.start}") from None
+    except json.JSONDecodeError as error:
+        raise BadEntry(f"is not JSON: {error.msg.removesuffix(' at')} at column {error.colno}") from None
     except (ValueError, RecursionError) as error:
-        said = f"{error.msg.removesuffix(' at')} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-        raise BadEntry(f"is not JSON: {said}") from None
+        raise BadEntry(f"is not JSON: {error}") from None
     if not isinstance(entry, dict):
         raise BadEntry(f"must be a JSON object, not {_kind(entry)}")
     return entry
