@@ -26,6 +26,7 @@ def create_app(configuration: settings.Settings | None = None) -> FastAPI:
         docs_url=None,  # the stock page loads scripts from elsewhere, which our content policy forbids
         redoc_url=None,
         openapi_url="/openapi.json",
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # /metrics is ours; this asks at every request
     )
     app.state.settings = configuration
     app.state.blobs = blobs.FolderStore(configuration.blob_dir)

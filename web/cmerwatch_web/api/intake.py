@@ -21,7 +21,7 @@ from starlette.datastructures import State
 from cmerwatch import blobs, db, errors, events, queue
 from cmerwatch_web.api import arrivals, bodies
 
-AT_ONCE = 3  # transactions of one project: while one waits for its disk, others are prepared
+AT_ONCE = 5  # transactions of one project: while some wait for the disk, others are prepared
 MOST_REQUESTS = 16  # in one transaction: what keeps it from its commit then fails no more than these
 MOST_BYTES = 8 << 20  # likewise; one larger request goes alone
 
