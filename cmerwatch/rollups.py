@@ -34,14 +34,14 @@ class Tally:
 
     def count(self, decided: Decided) -> None:
         """Add one check. n counts scored events with a known confidence and a decision; low counts all low scores."""
-        result, decision = decided.result, decided.decision
-        event, counts = result.event, self.counts
+        result, counts = decided.result, self.counts
         counts[result.outcome] += 1
         if result.outcome != "scored" or result.similarity is None:
             return
         self.sim_hist[intervals.sim_bin(result.similarity)] += 1
-        counts["late_scored"] += event.is_late
-        if decision.is_decided:
+        if result.event.is_late:
+            counts["late_scored"] += 1
+        if decided.decision.is_decided:
             self._count_decision(decided)
         else:
             counts["undecided"] += 1
@@ -62,14 +62,17 @@ class Tally:
     def _count_decision(self, decided: Decided) -> None:
         result, decision = decided.result, decided.decision
         event, counts = result.event, self.counts
-        counts["low"] += decision.low_similarity
+        if decision.low_similarity:
+            counts["low"] += 1
         if event.confidence is None:
             counts["low_unconfirmed"] += decision.low_similarity
             return
         counts["n"] += 1
-        counts["flagged"] += decision.flagged
-        counts["late_n"] += event.is_late
-        counts["late_flagged"] += event.is_late and decision.flagged
+        if decision.flagged:
+            counts["flagged"] += 1
+        if event.is_late:
+            counts["late_n"] += 1
+            counts["late_flagged"] += decision.flagged
         if event.confidence > decision.conf_threshold and result.score is not None:
             self.score_hist[intervals.score_bin(result.score)] += 1
 
