@@ -17,7 +17,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-from cmerwatch_worker import decode_pool
+from cmerwatch_worker import decode, decode_pool
 from cmerwatch_worker.decode_pool import Copied, Crashed, Decoded, Job, Outcome, Pool, Refused
 from cmerwatch_worker.preprocess import Preprocess
 from tests.worker import images, stage
@@ -228,6 +228,44 @@ def _damage(rng: random.Random, data: bytes) -> bytes:
     for _ in range(rng.randint(1, 20)):
         broken[rng.randrange(8, len(broken))] = rng.randrange(256)
     return bytes(broken[: rng.randint(20, len(broken))] if rng.random() < 0.3 else broken)
+
+
+@pytest.mark.parametrize(
+    "size, opened",
+    [((510, 640), (128, 160)), ((500, 640), (250, 320)), ((255, 320), (128, 160)), ((2000, 3000), (250, 375))],
+)
+def test_a_jpeg_is_opened_at_the_smallest_fraction_that_leaves_twice_the_checkers_size(
+    size: tuple[int, int], opened: tuple[int, int]
+) -> None:
+    data = images.encoded(images.scene(size), "JPEG")
+    assert decode.read(data, stage.LIMITS, decode.DRAFT_MARGIN * CONFIG.size).image.size == opened
+
+
+def test_an_image_is_fetched_only_when_a_decoder_is_free_for_it(pool: Pool) -> None:
+    fetched, done = 0, 0
+
+    def jobs() -> Iterator[Job]:
+        nonlocal fetched
+        for _ in range(12):
+            assert fetched - done <= 2  # as many as there are processes
+            fetched += 1
+            yield Job(PLAIN)
+
+    def progress() -> None:
+        nonlocal done
+        done += 1
+
+    assert len(pool.decode(jobs(), progress)) == 12
+
+
+def test_what_fetching_an_image_raises_reaches_the_caller(pool: Pool) -> None:
+    def jobs() -> Iterator[Job]:
+        yield Job(PLAIN)
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        pool.decode(jobs())
+    assert isinstance(_one(pool, PLAIN), Decoded)
 
 
 def _children() -> list[psutil.Process]:

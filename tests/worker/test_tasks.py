@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from cmerwatch import blobs, checks, db, ledger, policies, rollups
 from cmerwatch.settings import Settings
 from cmerwatch.shapes import Claimed
+from cmerwatch_worker import tasks
 from cmerwatch_worker.runtime import Prepared, Runtime
 from cmerwatch_worker.tasks import Checking
 from tests.worker import images, stage
@@ -173,6 +174,33 @@ def test_every_image_of_a_batch_is_decoded_and_embedded_once_and_shown_as_webp(
     display = blob_store.get_display(project, sha256)
     assert display is not None
     assert display[8:12] == b"WEBP"
+
+
+def test_the_checker_begins_before_a_large_batch_is_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+    checking: Checking,
+    checker: Colours,
+    project: uuid.UUID,
+    blob_store: blobs.BlobStore,
+) -> None:
+    monkeypatch.setattr(tasks, "FIRST_BATCH", 2)
+    for i in range(20):
+        picture = images.encoded(images.scene((48 + i, 64)))
+        stage.send(blob_store, project, [picture], "A red circle.")
+    assert checking.drain() == 20
+    assert checker.image_calls == [2, 4, 8, 6]
+
+
+def test_a_text_said_before_is_not_embedded_again(
+    checking: Checking, checker: Colours, project: uuid.UUID, blob_store: blobs.BlobStore
+) -> None:
+    first = stage.send(blob_store, project, [RED], "A red circle.")
+    checking.drain()
+    again = stage.send(blob_store, project, [BLUE], "A red circle. A blue square.")
+    checking.drain()
+    assert checker.text_calls == [["A red circle."], ["A blue square."]]
+    assert stage.check_of(first)["score"] > 0.05
+    assert stage.check_of(again)["score"] < 0.05
 
 
 def test_not_a_number_from_the_checker_spoils_that_event_only(

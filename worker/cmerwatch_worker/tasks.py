@@ -32,6 +32,8 @@ from cmerwatch_worker.watchdog import Progress
 log = logging.getLogger(__name__)
 
 BUDGET_SECONDS = 20.0  # the solo pool does the broker's housekeeping only between tasks
+# Nothing hides the decoding of a drain's first batch, so it is small; each after it is twice as large.
+FIRST_BATCH = 32
 COMPLETE_TRIES = 3
 POSTPONE_SECONDS = 30.0  # until images are asked for again of a store that is away
 
@@ -120,10 +122,12 @@ class Checking:
         """While one batch is embedded the next is claimed and decoded, and the one before is completed."""
         done = 0
         behind: deque[Future[int]] = deque()
-        batch = self._claim()
+        size = FIRST_BATCH
+        batch = self._claim(size)
         try:
             while batch is not None:
-                ahead = self._claim_ahead(batch, deadline)
+                size = min(2 * size, self._settings.batch_size)
+                ahead = self._claim_ahead(batch, size, deadline)
                 try:
                     behind.append(self._finish(batch))
                     done += _settle(behind, 1)
@@ -134,7 +138,8 @@ class Checking:
                 if batch is None:
                     # Retries are only ever claimed here, with nothing else in hand.
                     done += _settle(behind, 0)
-                    batch = self._claim() if self._goes_on(deadline) else None
+                    size = FIRST_BATCH
+                    batch = self._claim(size) if self._goes_on(deadline) else None
         finally:
             wait_for(behind)
         return done
@@ -142,11 +147,11 @@ class Checking:
     def _goes_on(self, deadline: float) -> bool:
         return not self._stopping.is_set() and time.monotonic() < deadline
 
-    def _claim_ahead(self, batch: Batch, deadline: float) -> Future[Batch | None] | None:
+    def _claim_ahead(self, batch: Batch, size: int, deadline: float) -> Future[Batch | None] | None:
         """A retried batch is checked with nothing else in hand: what kills this process is then surely in it."""
         if batch.is_retry or not self._goes_on(deadline):
             return None
-        return self._ahead.submit(self._claim, fresh_only=True)
+        return self._ahead.submit(self._claim, size, fresh_only=True)
 
     def _abandon(self, ahead: Future[Batch | None] | None) -> None:
         """Give back what was prepared meanwhile; its own error, if any, is of no interest now."""
@@ -161,13 +166,14 @@ class Checking:
             return None
         return batch
 
-    def _claim(self, *, fresh_only: bool = False) -> Batch | None:
-        """Claim, commit, load and decode. `fresh_only` gives a batch of retries back untouched."""
+    def _claim(self, size: int, *, fresh_only: bool = False) -> Batch | None:
+        """Claim up to `size` events, commit, load and decode. `fresh_only` gives a batch of retries back untouched."""
         token, events = uuid.uuid4(), list[Claimed]()
         self._leases.hold(token)
         try:
             with db.transaction() as session:
-                events = checks.claim(session, self._settings.batch_size, self._settings.lease_seconds, token)
+                n = min(size, self._settings.batch_size)
+                events = checks.claim(session, n, self._settings.lease_seconds, token)
             self._progress.touch()
             if not events:
                 self._leases.drop(token)
