@@ -99,6 +99,16 @@ def test_a_slice_that_fires_within_the_hour_joins_and_is_told_as_an_update_not_a
     assert len({one["alert_id"] for one in (message.notice for message in watched.messages(session, project.id))}) == 1
 
 
+def test_the_slice_that_opened_a_group_heads_its_messages_also_when_a_broader_one_joins(
+    session: orm.Session, project: models.Project, hook: models.Channel, story: Story
+) -> None:
+    watch(session, project, scopes=("project", "endpoint"))
+    [first] = story.step(a=30, b=0, c=0, d=0, e=0)
+    [update] = story.step(a=30, b=30, c=0, d=0, e=0)
+    assert first["slice"] == update["slice"] == {"endpoint": "/a"}
+    assert {} in slices(update)
+
+
 def test_updates_of_a_group_are_at_least_five_minutes_apart(
     session: orm.Session, project: models.Project, hook: models.Channel, story: Story
 ) -> None:
@@ -264,6 +274,8 @@ def test_a_silenced_slice_is_not_named_and_joins_in_words_when_the_silence_is_ov
     watch(session, project)
     [first] = story.step(a=30, b=30)
     assert {"endpoint": "/b"} not in slices(first)
+    [hushed] = [row for row in alert_views.find(session, project.id).rows if row.slice == {"endpoint": "/b"}]
+    assert hushed.messages == [], "none has named it"
     assert story.step(a=30, b=30) == []
     [update] = story.step(a=30, b=30)
     assert (update["status"], update["joined"]) == ("update", 1)
@@ -312,6 +324,17 @@ def test_a_warning_elsewhere_is_told_beside_a_critical_incident(
     assert told_of(story.step(a=55, b=20)) == [("page", "firing"), ("warn", "firing")]
     [warning] = [one.notice for one in watched.messages(session, project.id) if one.notice["rule"] == "warn"]
     assert slices(warning) == [{"endpoint": "/b"}]
+
+
+def test_a_warning_of_which_only_a_part_is_critical_is_told_whole(
+    session: orm.Session, project: models.Project, hook: models.Channel, story: Story
+) -> None:
+    """The version that warns overlaps the critical endpoint; the other endpoint does not."""
+    watch(session, project, name="warn", threshold=0.1, scopes=("endpoint", "model_version"))
+    watch(session, project, name="page", severity="critical", threshold=0.6, scopes=("endpoint",))
+    told = story.step(a=55, b=20)
+    assert told_of(told) == [("page", "firing"), ("warn", "firing")]
+    assert len(slices(told[1])) == 3
 
 
 def test_a_warning_an_hour_into_a_critical_incident_is_told(
