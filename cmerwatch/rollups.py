@@ -356,13 +356,7 @@ _STALE = sa.text(_stale())
 
 
 def _added_up(key: Sequence[str]) -> str:
-    """Histograms bin by bin: one sum per bin takes a sixth of the time of adding whole arrays."""
-    bins = {"sim_hist": intervals.SIM_BINS, "score_hist": intervals.SCORE_BINS}
-    sums = [f"sum({name})" for name in COLUMNS]
-    for name in _HISTS[key]:
-        dense = ", ".join(f"sum({name}[{at}])" for at in range(1, bins[name] + 1))
-        sums.append(f"cmw_add(CAST('{{}}' AS int[]), CAST(ARRAY[{dense}] AS int[]))")
-    return ", ".join(sums)
+    return ", ".join([f"sum({name})" for name in COLUMNS] + [f"cmw_sum({name})" for name in _HISTS[key]])
 
 
 def _rebuild() -> list[str]:

@@ -94,32 +94,33 @@ def _by_margin(table: str) -> list[sa.schema.SchemaItem]:
 
 
 def _summed(*hists: str) -> str:
-    """The additive columns over a group; histograms bin by bin, a sixth of the time of adding whole arrays."""
-    sums = [f"sum({name})" for name in COUNTS]
-    sums += [
-        f"cmw_add('{{}}', ARRAY[{', '.join(f'sum({name}[{at}])' for at in range(1, BINS[name] + 1))}]::int[])"
-        for name in hists
-    ]
-    return ", ".join(sums)
+    return ", ".join([f"sum({name})" for name in COUNTS] + [f"cmw_sum({name})" for name in hists])
 
 
 def _fill() -> list[str]:
-    """Of what was counted until now."""
+    """Of what was counted until now. Histograms are trimmed first: most add up a tenth of their bins then."""
     columns = ", ".join((*COUNTS, "sim_hist"))
     dims, rest = ", ".join(DIMENSIONS), "checker_id, policy_version"
-    made = [
-        f"INSERT INTO {kind}_1d (project_id, bucket, {dims}, {rest}, {columns}, score_hist) "
-        f"SELECT project_id, {DAY} AS day, {dims}, {rest}, {_summed(*BINS)} FROM {kind}_1h "
-        f"GROUP BY project_id, day, {dims}, {rest}"
-        for kind in ("rollups", "redecided")
-    ]
-    for grain in ("5m", "1h", "1d"):
+    trimmed = ", ".join(f"cmw_add('{{}}', {name}) AS {name}" for name in BINS)
+    made = []
+    for kind in ("rollups", "redecided"):
+        made += [
+            f"CREATE TEMPORARY TABLE {kind}_{grain}_trimmed ON COMMIT DROP AS "
+            f"SELECT project_id, bucket, {dims}, {rest}, {', '.join(COUNTS)}, {trimmed} FROM {kind}_{grain}"
+            for grain in ("5m", "1h")
+        ]
+        made.append(
+            f"INSERT INTO {kind}_1d (project_id, bucket, {dims}, {rest}, {columns}, score_hist) "
+            f"SELECT project_id, {DAY} AS day, {dims}, {rest}, {_summed(*BINS)} FROM {kind}_1h_trimmed "
+            f"GROUP BY project_id, day, {dims}, {rest}"
+        )
+    for grain, suffix in (("5m", "_trimmed"), ("1h", "_trimmed"), ("1d", "")):
         for kind, again in (("rollups", "false"), ("redecided", "true")):
             for dimension in ("", *DIMENSIONS):
                 made.append(
                     f"INSERT INTO margins_{grain} (project_id, dimension, bucket, value, {rest}, again, {columns}) "
                     f"SELECT project_id, '{dimension}', bucket, {dimension or chr(39) * 2} AS of, {rest}, {again}, "
-                    f"{_summed('sim_hist')} FROM {kind}_{grain} GROUP BY project_id, bucket, of, {rest}"
+                    f"{_summed('sim_hist')} FROM {kind}_{grain}{suffix} GROUP BY project_id, bucket, of, {rest}"
                 )
     return made
 
