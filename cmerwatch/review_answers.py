@@ -38,13 +38,13 @@ def checked(answer: Answer, output: Callable[[], str]) -> Answer:
     for index, error_type in enumerate(dict.fromkeys(answer.error_types)):
         _require_one_of(f"error_types[{index}]", error_type, models.ERROR_TYPES)
     spans = _spans(answer.spans, output) if answer.spans else ()
-    for field, said in (("error_types", answer.error_types), ("spans", answer.spans)):
+    named = [span["error_type"] for span in spans if "error_type" in span]
+    for field, said in (("error_types", answer.error_types), ("spans", named)):
         if answer.verdict == "correct" and said:
             raise errors.Invalid(
-                f"`{field}` must be empty when the verdict is correct; send none, or choose another verdict.",
+                f"`{field}` must name no error type when the verdict is correct; name none, or choose another verdict.",
                 field=field,
             )
-    named = [span["error_type"] for span in spans if "error_type" in span]
     return replace(
         answer,
         error_types=tuple(dict.fromkeys([*answer.error_types, *named])),

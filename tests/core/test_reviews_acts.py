@@ -133,12 +133,14 @@ def test_what_a_span_names_is_among_the_error_types(
     assert review.error_types == ["count", "other", "attribute"]
 
 
-def test_a_correct_output_has_nothing_marked_in_it(
+def test_a_correct_output_has_no_error_named_in_its_spans(
     session: orm.Session, ada: access.Principal, item: models.ReviewItem
 ) -> None:
+    span = {"start": 2, "end": 5}
     with pytest.raises(errors.Invalid) as refused:
-        answer(session, ada, item, reviews.Answer("correct", spans=({"start": 2, "end": 5},)))
+        answer(session, ada, item, reviews.Answer("correct", spans=(span | {"error_type": "count"},)))
     assert refused.value.details["field"] == "spans"
+    assert answer(session, ada, item, reviews.Answer("correct", spans=(span,))).spans == [span]
 
 
 def test_spans_count_characters_not_bytes(session: orm.Session, project: models.Project, ada: access.Principal) -> None:

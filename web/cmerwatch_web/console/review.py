@@ -14,7 +14,7 @@ from sqlalchemy import orm
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from cmerwatch import access, errors, reviews
+from cmerwatch import access, errors, models, reviews
 from cmerwatch_web import deps
 from cmerwatch_web.console import auth, pages, review_form, review_lists, review_page
 
@@ -81,7 +81,13 @@ def take_again(desk: AtDesk, form: review_form.Posted) -> Response:
 @router.post("/review/{item_id}/verdict")
 def give_verdict(desk: AtDesk, form: review_form.Posted) -> Response:
     draft = review_form.read(form).beside(review_page.output(desk.session, desk.viewer, desk.item_id))
-    return desk.act(reviews.submit, review_form.token(form), draft.answer(), draft)
+    return desk.act(_submit, review_form.token(form), draft, draft)
+
+
+def _submit(
+    session: orm.Session, viewer: access.Principal, item_id: uuid.UUID, token: uuid.UUID, draft: review_form.Draft
+) -> models.Review:
+    return reviews.submit(session, viewer, item_id, token, draft.answer())
 
 
 @router.post("/review/{item_id}/skip")

@@ -13,7 +13,7 @@ from fastapi import Depends
 from starlette.datastructures import FormData
 from starlette.requests import Request
 
-from cmerwatch import models, reviews
+from cmerwatch import errors, models, reviews
 
 # Each verdict's word, what it means, and its key.
 VERDICTS: dict[str, tuple[str, str, str]] = {
@@ -91,6 +91,9 @@ class Draft:
         return replace(self, correction=None) if is_untouched else self
 
     def answer(self) -> reviews.Answer:
+        """Raises Invalid for a correct output with words that are marked as wrong: one of the two was a slip."""
+        if self.verdict == "correct" and self.spans:
+            raise errors.Invalid("A correct output has nothing marked as wrong in it.", field="spans")
         return reviews.Answer(
             verdict=self.verdict,
             error_types=self.error_types,
