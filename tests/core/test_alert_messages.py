@@ -162,6 +162,19 @@ def test_the_end_is_told_once_and_only_when_the_last_slice_has_recovered(
     assert watched.kinds(session, project.id) == ["firing", "resolved"]
 
 
+def test_a_slice_that_recovers_and_fires_again_within_the_hour_is_told_of_once_at_the_end(
+    session: orm.Session, project: models.Project, hook: models.Channel, story: Story
+) -> None:
+    watch(session, project)
+    for flagged in (30, 0, 30):
+        story.step(a=30, b=flagged)
+    [resolved] = story.step(a=0, b=0)
+    assert watched.kinds(session, project.id) == ["firing", "update", "update", "resolved"]
+    assert len(watched.episodes(session, project.id)) == 5
+    assert slices(resolved).count({"endpoint": "/b"}) == 1
+    assert resolved["slices"] == 4
+
+
 def test_a_second_endpoint_that_breaks_the_next_day_pages(
     session: orm.Session, project: models.Project, hook: models.Channel, story: Story
 ) -> None:
