@@ -48,7 +48,12 @@ def busy(session: orm.Session, project: models.Project) -> dt.datetime:
         ((), {}, "pk_margins_1h", 48),  # a point each, of 5 300 rows by slice
         (("model_version",), {}, "pk_margins_1h", 2 * 48),
         ((), {"endpoint": "/7"}, "pk_margins_1h", 48),
-        (("model_version",), {"endpoint": "/7"}, "pk_rollups_1h", 2 * 48),  # two dimensions: by slice, but those alone
+        (
+            ("model_version",),
+            {"endpoint": "/7"},
+            "ix_rollups_1h_project_id_endpoint_bucket",
+            2 * 48,
+        ),  # by slice, but these alone
     ],
 )
 def test_a_chart_reads_as_many_rows_as_it_has_points(
