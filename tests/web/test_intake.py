@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import fastapi
@@ -168,3 +168,60 @@ def test_a_sender_who_leaves_takes_no_other_with_it(
 
     assert statuses(asyncio.run(leaving())) == ["accepted"]
     wait_until(lambda: count(committed, "events") == 2)
+
+
+def test_one_that_fails_beside_what_the_database_cannot_hold_hides_no_commit_of_another(
+    app: fastapi.FastAPI, project_id: uuid.UUID, committed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(blobs.FolderStore):
+        def put(self, project_id: uuid.UUID, sha256_: str, data: bytes) -> None:
+            if data == png(2):
+                raise errors.StorageFull
+            super().put(project_id, sha256_, data)
+
+    app.state.blobs = Full(app.state.settings.blob_dir)
+    monkeypatch.setattr(bodies, "needs_cleaning", lambda raw: False)  # or the NUL would never get that far
+    requests = sent(event()), sent(event(output="\0")), sent(event(images=[inline(png(2))])), sent(event())
+    stored, poison, full, last = taken(app, project_id, *requests)
+    assert [statuses(outcome) for outcome in (stored, poison, last)] == [["accepted"], ["invalid"], ["accepted"]]
+    assert isinstance(full, errors.StorageFull)
+    assert count(committed, "events") == 2
+
+
+def test_whoever_comes_in_the_moment_that_all_transactions_end_is_served(
+    app: fastapi.FastAPI, project_id: uuid.UUID, committed: str
+) -> None:
+    """The loop is busy until all of them have ended, so that it hears of their ends in one turn."""
+
+    async def stored(holder: psycopg.Connection[Any], turns: int) -> list[Results]:
+        line = intake.Intake(app.state)
+        keeping, ended = line._keep, list[None]()
+
+        def keep(project_id: uuid.UUID, sent: Sequence[bodies.Sent]) -> list[intake.Outcome]:
+            try:
+                return keeping(project_id, sent)
+            finally:
+                ended.append(None)
+
+        line._keep = keep  # type: ignore[method-assign]
+        told = []
+        for _ in range(intake.AT_ONCE):
+            told.append(asyncio.create_task(line.take(project_id, sent(event(event_id=f"e{turns}")))))
+            await asyncio.sleep(0)  # here it joins the line,
+            await asyncio.sleep(0)  # and here it is taken off it
+        holder.rollback()
+        wait_until(lambda: len(ended) == intake.AT_ONCE)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        told.append(asyncio.create_task(line.take(project_id, sent(event()))))
+        return await asyncio.wait_for(asyncio.gather(*told), 20)
+
+    for turns in range(4):
+        with psycopg.connect(committed) as holder:
+            holder.execute(
+                "INSERT INTO ingest_keys (project_id, key_hash, body_hash, event_id) "
+                "VALUES (%s, sha256(%s), '', gen_random_uuid())",
+                (project_id, f"e{turns}".encode()),
+            )
+            outcomes = asyncio.run(stored(holder, turns))
+        assert sorted(statuses(one)[0] for one in outcomes) == ["accepted"] * 2 + ["duplicate"] * 4

@@ -65,7 +65,6 @@ class Intake:
         if len(line.running) < AT_ONCE:
             task = asyncio.create_task(self._work_off(project_id, line))
             line.running.add(task)
-            task.add_done_callback(line.running.discard)
         return await request.results
 
     async def _work_off(self, project_id: uuid.UUID, line: _Line) -> None:
@@ -80,6 +79,9 @@ class Intake:
                 outcomes = [error] * len(taken)
             for request, outcome in zip(taken, outcomes, strict=True):
                 _tell(request.results, outcome)
+        # At once, and not when the task has ended: whoever joined the line in between would wait for nobody.
+        running = asyncio.current_task()
+        line.running = {task for task in line.running if task is not running}
 
     def _keep(self, project_id: uuid.UUID, sent: Sequence[bodies.Sent]) -> list[Outcome]:
         """Raises what keeps all of them from being stored."""
@@ -94,7 +96,7 @@ class Intake:
         except Exception as error:  # unforeseen ones too: they are this request's alone
             return error
 
-    def _commit(self, project_id: uuid.UUID, arrived: Sequence[arrivals.Arrivals]) -> list[list[Result]]:
+    def _commit(self, project_id: uuid.UUID, arrived: Sequence[arrivals.Arrivals]) -> Sequence[Outcome]:
         try:
             with db.transaction() as session:
                 return store(session, self._state.blobs, project_id, arrived, events.ingest_together)
@@ -102,9 +104,12 @@ class Intake:
             # One event holds what the database cannot: each request on its own, and it harms none of its neighbours.
             return [self._commit_alone(project_id, one) for one in arrived]
 
-    def _commit_alone(self, project_id: uuid.UUID, arrived: arrivals.Arrivals) -> list[Result]:
-        with db.transaction() as session:
-            return store(session, self._state.blobs, project_id, [arrived], events.ingest_many)[0]
+    def _commit_alone(self, project_id: uuid.UUID, arrived: arrivals.Arrivals) -> Outcome:
+        try:
+            with db.transaction() as session:
+                return store(session, self._state.blobs, project_id, [arrived], events.ingest_many)[0]
+        except Exception as error:  # what keeps this one from its commit says nothing of those already committed
+            return error
 
 
 def _take_next(waiting: deque[_Request]) -> list[_Request]:
