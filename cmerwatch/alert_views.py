@@ -5,19 +5,20 @@ from __future__ import annotations
 import datetime as dt
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import orm
 
-from cmerwatch import alert_episodes, alert_notices, alert_rules, errors, ids, models, silences
+from cmerwatch import alert_episodes, alert_groups, alert_notices, alert_rules, errors, ids, models, silences
 from cmerwatch.alert_states import OPEN
 from cmerwatch.shapes import Notice
 
 EPISODE_STATES = (*OPEN, "resolved")
 STANDINGS = ("pending", "no_data", "insufficient", "ok")  # a rule stands so for a slice without an episode
 STATES = (*EPISODE_STATES, *STANDINGS)
+MOST_OPEN = 300  # alerts read of what fires: more than anybody looks at
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +77,33 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Incident:
+    """The open alerts of one group, the one that leads first, then the broadest. `also`: the alerts of each less severe
+    incident of the same trouble."""
+
+    rows: list[Row]
+    group: alert_groups.Open
+    also: list[list[Row]] = field(default_factory=list)
+
+    def covers(self, rows: list[Row]) -> bool:
+        """Whether those, of another group, are told by this one: what channels are spared of it, a page folds too."""
+        own, other = self.rows[0], rows[0]
+        if _rank(own.severity) <= _rank(other.severity) or own.rule.metric != other.rule.metric:
+            return False
+        if (own.rule.kind == "no_data") != (other.rule.kind == "no_data"):
+            return False
+        return all(alert_groups.covered(row.slice, row.since, self.group) for row in rows)
+
+
+@dataclass(frozen=True, slots=True)
 class Page:
     rows: list[Row]
     next_cursor: str | None
 
 
 def firing(session: orm.Session, project_id: uuid.UUID) -> int:
-    """How many incidents are open: groups of alerts, of which one fires at least."""
-    groups = sa.func.count(sa.distinct(sa.func.coalesce(models.Alert.group_id, models.Alert.id)))
-    open_ones = sa.select(groups).where(models.Alert.project_id == project_id, models.Alert.resolved_at.is_(None))
-    return session.scalar(open_ones) or 0
+    """How many incidents are open, those of the same trouble counted once: as many as the alerts page shows cards."""
+    return len(_fold([_row(*one) for one in _open(session, project_id)]))
 
 
 def find(
@@ -117,17 +135,36 @@ def find(
     return Page(rows, str(last.id) if last else None)
 
 
-def incidents(session: orm.Session, project_id: uuid.UUID, limit: int = 300) -> list[list[Row]]:
-    """What fires, by group: the most severe and then the newest first; in each the row that leads, then the broadest.
+def incidents(session: orm.Session, project_id: uuid.UUID) -> list[Incident]:
+    """What fires: the most severe first, then the newest; a warning stands within the critical one that it repeats."""
+    return _fold(_rows(session, project_id, _open(session, project_id)))
 
-    Of more than `limit` alerts the newest.
-    """
+
+def _open(session: orm.Session, project_id: uuid.UUID) -> Sequence[Any]:
+    """The newest of the open alerts."""
     statement = _episodes(project_id).where(models.Alert.resolved_at.is_(None)).order_by(models.Alert.id.desc())
-    found: dict[uuid.UUID | None, list[Row]] = {}
-    for row in _rows(session, project_id, session.execute(statement.limit(limit)).all()):
-        found.setdefault(row.group_id, []).append(row)
-    groups = [sorted(rows, key=leading_first) for rows in found.values()]
-    return sorted(groups, key=lambda rows: -alert_rules.SEVERITIES.index(rows[0].severity))
+    return session.execute(statement.limit(MOST_OPEN)).all()
+
+
+def _fold(rows: list[Row]) -> list[Incident]:
+    by_group: dict[uuid.UUID, list[Row]] = {}
+    for row in rows:
+        if row.group_id is not None:
+            by_group.setdefault(row.group_id, []).append(row)
+    groups = [(group, sorted(together, key=leading_first)) for group, together in by_group.items()]
+    found: list[Incident] = []
+    for group, together in sorted(groups, key=lambda one: -_rank(one[1][0].severity)):
+        within = next((one for one in found if one.covers(together)), None)
+        if within is None:
+            opened = alert_groups.Open(group, together[0].since, [row.slice for row in together])
+            found.append(Incident(together, opened))
+        else:
+            within.also.append(together)
+    return found
+
+
+def _rank(severity: str) -> int:
+    return alert_rules.SEVERITIES.index(severity)
 
 
 def leading_first(row: Row) -> tuple[bool, int, str]:
@@ -220,20 +257,36 @@ def _rows(session: orm.Session, project_id: uuid.UUID, found: Sequence[Any]) -> 
     told = _messages(session, {alert_episodes.group_of(alert) for alert, _, _ in found})
     quiet = silences.lasting(session, project_id, dt.datetime.now(dt.UTC))
     return [
-        Row(
-            state="resolved" if alert.resolved_at else (standing.state if standing else "firing"),
-            rule=rule,
-            slice=alert.slice,
-            slice_key=alert.slice_key,
-            since=alert.fired_at,
-            reason=standing.reason if standing else "",
-            evidence=standing.evidence if standing else alert.evidence,
-            alert=alert,
-            messages=_naming(alert, told.get(alert_episodes.group_of(alert), [])),
-            silence=silences.covering(quiet, alert.rule_id, alert.slice),
+        _row(
+            alert,
+            rule,
+            standing,
+            _naming(alert, told.get(alert_episodes.group_of(alert), [])),
+            silences.covering(quiet, alert.rule_id, alert.slice),
         )
         for alert, rule, standing in found
     ]
+
+
+def _row(
+    alert: models.Alert,
+    rule: models.AlertRule,
+    standing: models.AlertState | None,
+    messages: Sequence[Message] = (),
+    silence: models.Silence | None = None,
+) -> Row:
+    return Row(
+        state="resolved" if alert.resolved_at else (standing.state if standing else "firing"),
+        rule=rule,
+        slice=alert.slice,
+        slice_key=alert.slice_key,
+        since=alert.fired_at,
+        reason=standing.reason if standing else "",
+        evidence=standing.evidence if standing else alert.evidence,
+        alert=alert,
+        messages=messages,
+        silence=silence,
+    )
 
 
 def _naming(alert: models.Alert, messages: list[Message]) -> list[Message]:

@@ -408,6 +408,7 @@ def test_a_critical_alert_and_the_warning_of_its_slice_share_a_card(
     page = console.get("/alerts").text
     assert page.count('<article class="card alert') == 1
     assert page.index("the page") < page.index("Also over its line here") < page.index("the warning")
+    assert re.search(r'Alerts <span class="count hot">1<', page)  # what the page shows can be counted
 
 
 def test_an_incident_is_one_row_that_opens_to_its_slices(
@@ -447,6 +448,7 @@ def test_a_warning_elsewhere_has_a_card_of_its_own(
     page = console.get("/alerts").text
     assert page.count('<article class="card alert') == 2
     assert page.count("Also over its line here") == 1
+    assert re.search(r'Alerts <span class="count hot">2<', page)
 
 
 def test_of_many_that_fire_at_once_the_first_have_charts_and_all_are_listed(

@@ -18,7 +18,6 @@ from starlette.responses import Response
 from cmerwatch import (
     access,
     alert_episodes,
-    alert_groups,
     alert_rules,
     alert_views,
     cmer_series,
@@ -61,21 +60,11 @@ class Card:
     link: str
     events_link: str
     others: list[Row] = field(default_factory=list)
-    also: list[list[Row]] = field(default_factory=list)  # incidents of the same trouble that are no more severe
-
-    def as_open(self) -> alert_groups.Open:
-        rows = [self.row, *self.others]
-        return alert_groups.Open(self.row.group_id or uuid.UUID(int=0), self.row.since, [row.slice for row in rows])
-
-    def covers(self, rows: list[Row]) -> bool:
-        """Whether a message of this one spares its channels those."""
-        own, other = self.row.rule, rows[0].rule
-        is_alike = (own.metric, own.kind == "no_data") == (other.metric, other.kind == "no_data")
-        return is_alike and all(alert_groups.covered(row.slice, row.since, self.as_open()) for row in rows)
+    also: list[list[Row]] = field(default_factory=list)  # less severe incidents of the same trouble
 
 
 def firing(request: Request, viewer: access.Principal) -> str:
-    """The number beside Alerts; empty when nothing fires."""
+    """The number beside Alerts, as many as the page has cards; empty when nothing fires."""
     session: orm.Session = request.state.session
     return str(alert_views.firing(session, viewer.project_id) or "")
 
@@ -120,15 +109,11 @@ def list_episodes(request: Request, session: auth.Session, viewer: auth.Viewer) 
 
 
 def _cards(session: orm.Session, viewer: access.Principal) -> list[Card]:
-    """One per incident: a warning stands within the critical one that it repeats."""
     found: list[Card] = []
-    for rows in alert_views.incidents(session, viewer.project_id):
-        within = next((one for one in found if one.covers(rows)), None)
-        if within is not None:
-            within.also.append(rows)
-            continue
-        made = card(session, viewer, rows[0], with_chart=len(found) < CHARTED)
-        made.others.extend(rows[1:])
+    for incident in alert_views.incidents(session, viewer.project_id):
+        made = card(session, viewer, incident.rows[0], with_chart=len(found) < CHARTED)
+        made.others.extend(incident.rows[1:])
+        made.also.extend(incident.also)
         found.append(made)
     return found
 

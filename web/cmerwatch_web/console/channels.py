@@ -43,7 +43,7 @@ FIELDS: dict[str, tuple[tuple[str, str, str, bool], ...]] = {
 }
 INTROS = {
     "slack": "Posts a message with the numbers and links.",
-    "pagerduty": "Opens an incident per rule and slice, and resolves it.",
+    "pagerduty": "Opens one incident for the alerts that belong together, and resolves it with the last of them.",
     "webhook": "Posts signed JSON to an address of yours.",
 }
 
