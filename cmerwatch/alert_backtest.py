@@ -26,7 +26,6 @@ from cmerwatch.shapes import BUCKET_SECONDS, DIMENSIONS
 DAYS = 7
 MOST_SLICES = 40  # of one scope, the biggest: a preview must answer while somebody waits
 BUCKET = dt.timedelta(seconds=BUCKET_SECONDS)
-A_DAY = 86_400 // BUCKET_SECONDS
 _COLUMNS = ("accepted", "looked_at", "decided", "of", "hits")
 
 

@@ -162,17 +162,14 @@ def reserve(session: orm.Session, calls: int, *, most_calls: int, most_tokens: i
 
 
 _REFUND = sa.text(
-    "UPDATE judge_spend SET calls = greatest(0, calls - :calls) WHERE day = (now() AT TIME ZONE 'UTC')::date"
+    "UPDATE judge_spend SET calls = greatest(0, calls - :n) WHERE day = (now() AT TIME ZONE 'UTC')::date"
 )
 
 
 def refund(session: orm.Session, calls: int) -> None:
     """Give back what was reserved and not asked: a picture was gone, or the judge asked for patience."""
     if calls > 0:
-        today = sa.text(
-            "UPDATE judge_spend SET calls = greatest(0, calls - :n) WHERE day = (now() AT TIME ZONE 'UTC')::date"
-        )
-        session.execute(today, {"n": calls})
+        session.execute(_REFUND, {"n": calls})
 
 
 _TOKENS = sa.text(

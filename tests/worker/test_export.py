@@ -18,10 +18,9 @@ from safetensors.torch import save_file
 from cmerwatch import errors
 from cmerwatch_worker import bundle, checkers, commands, parity, profiles
 from cmerwatch_worker.checkers import openclip
-from tests.worker.test_checkers import BIDIRECTIONAL, BPE_CLIP, TRAINED, checkpoint, pixels
+from tests.worker.test_checkers import BIDIRECTIONAL, BPE_CLIP, checkpoint, pixels
 from tests.worker.test_checkers_tokenizers import fast
 
-DEMO_WEIGHTS = f"openclip-local:{TRAINED}/config.json:{TRAINED}/weights.safetensors"
 Run = Callable[..., tuple[int, str, str]]
 
 

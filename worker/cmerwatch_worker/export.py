@@ -18,7 +18,6 @@ from cmerwatch_worker.bundle import Manifest
 from cmerwatch_worker.checkers import openclip
 from cmerwatch_worker.reference import Reference
 
-PRECISIONS = ("fp32", "fp16", "int8")
 OPSET = 18
 _SMALL = 64  # weights with fewer elements stay fp32: norms and biases gain nothing from fp16
 _HALF_MAX = 65504.0
