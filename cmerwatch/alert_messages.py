@@ -10,7 +10,7 @@ import dataclasses
 import datetime as dt
 import itertools
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,15 +36,15 @@ class _News:
 
 @dataclass(frozen=True, slots=True)
 class _Severe:
-    """Open groups more severe than some other, all of them and by each slice that fires."""
+    """Open groups more severe than some other, all of them and by each slice that is or will be told of."""
 
     groups: list[alert_groups.Open] = field(default_factory=list)
     by_slice: dict[str, list[alert_groups.Open]] = field(default_factory=dict)
 
-    def add(self, group: Group) -> None:
-        made = group.as_open()
+    def add(self, group: Group, named: Sequence[models.Alert]) -> None:
+        made = alert_groups.Open(group.id, group.leader.fired_at, [alert.slice for alert in named])
         self.groups.append(made)
-        for alert in group.firing:
+        for alert in named:
             self.by_slice.setdefault(alert.slice_key, []).append(made)
 
 
@@ -171,7 +171,8 @@ class Messages:
             self._severe[kind] = found = _Severe()
             for other in self.groups.values():
                 if _is_worse(other, group):
-                    found.add(other)
+                    # A slice that a silence has kept from everybody spares nobody the warning about it.
+                    found.add(other, [one for one in other.firing if _is_told(one) or self.silence(one) is None])
         return self._severe[kind]
 
     def _channels(self, rule: models.AlertRule) -> list[models.Channel]:

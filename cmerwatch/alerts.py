@@ -226,10 +226,13 @@ class _Run:
         )
 
     def tell_due(self) -> None:
-        """What fires and nobody or a new channel has not been told of, what has changed, what is to be told again."""
+        """What fires and nobody or a new channel has not been told of, what has changed, what is to be told again.
+
+        Ends that are owed come first: after the page of a slice that fires again, its old end would sound like its own.
+        """
+        self.messages.tell_owed()
         for group in self.messages.due():
             self.messages.tell(group, self._look_now)
-        self.messages.tell_owed()
 
     def _look_now(self, rule: models.AlertRule, alert: models.Alert, evidence: Mapping[str, Any]) -> dict[str, Any]:
         """For a message long after the first: the worst and the changes in the window of the newest numbers."""

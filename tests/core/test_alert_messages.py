@@ -274,9 +274,15 @@ def unique(some: Iterable[dict[str, str]]) -> list[dict[str, str]]:
 # Silences
 
 
-def hush(session: orm.Session, project: models.Project, until: dt.timedelta, **match: str) -> None:
+def hush(
+    session: orm.Session,
+    project: models.Project,
+    until: dt.timedelta,
+    rule_id: uuid.UUID | None = None,
+    **match: str,
+) -> None:
     values = {"starts_at": END - HOUR, "ends_at": END + until, "reason": "planned", "created_by": "user:ada"}
-    session.add(models.Silence(id=uuid.uuid4(), project_id=project.id, match=match, **values))
+    session.add(models.Silence(id=uuid.uuid4(), project_id=project.id, rule_id=rule_id, match=match, **values))
     session.flush()
 
 
@@ -312,7 +318,32 @@ def test_the_end_waits_for_a_silence_of_every_slice_and_of_no_single_one(
     assert (last.kind, last.notice["slices"], len(last.notice["parts"])) == ("resolved", 4, 4)
 
 
+def test_an_end_that_a_silence_kept_back_is_told_before_what_fires_since(
+    session: orm.Session, project: models.Project, hook: models.Channel, story: Story
+) -> None:
+    watch(session, project, scopes=("endpoint",))
+    story.step(a=30)
+    hush(session, project, dt.timedelta(minutes=12))
+    for flagged in (0, 30, 30, 30):
+        story.step(a=flagged)
+    first, end, last = watched.messages(session, project.id)
+    assert [one.kind for one in (first, end, last)] == ["firing", "resolved", "firing"]
+    assert first.alert_id == end.alert_id != last.alert_id
+
+
 # Critical and warning
+
+
+def test_a_critical_slice_that_only_a_silence_knows_of_spares_nobody_the_warning(
+    session: orm.Session, project: models.Project, hook: models.Channel, story: Story
+) -> None:
+    """It joined an incident that was told; once the others have recovered, nobody has heard of it."""
+    watch(session, project, name="warn", threshold=0.1, scopes=("endpoint",))
+    page = watch(session, project, name="page", severity="critical", threshold=0.4)
+    hush(session, project, HOUR, rule_id=page.id, endpoint="/b")
+    assert told_of(story.step(a=50, b=50, c=50)) == [("page", "firing")]
+    [warning] = story.step(a=0, b=50, c=0)
+    assert (warning["rule"], warning["status"], warning["slice"]) == ("warn", "firing", {"endpoint": "/b"})
 
 
 def told_of(notices: list[dict[str, Any]]) -> list[tuple[str, str]]:
