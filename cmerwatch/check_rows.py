@@ -11,7 +11,12 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from cmerwatch import errors
-from cmerwatch.shapes import CheckResult, ClaimScore, Decided
+from cmerwatch.shapes import DIMENSIONS, CheckResult, Claimed, ClaimScore, Decided, Slice
+
+DECISION = (
+    "event_id uuid, checker_id int, policy_version int, project_id uuid, flagged bool, low_similarity bool, "
+    "conf_threshold float8, sim_threshold float8"
+)
 
 
 def require_numbers(result: CheckResult) -> None:
@@ -94,28 +99,48 @@ def read(row: Mapping[str, Any]) -> ClaimScore:
     )
 
 
-def insert_decisions(session: orm.Session, done: Sequence[Decided]) -> None:
-    rows = [
-        {
-            "event_id": one.result.event.event_id.hex,
-            "checker_id": one.checker_id,
-            "policy_version": one.decision.policy_version,
-            "project_id": one.result.event.project_id.hex,
-            "flagged": one.decision.flagged,
-            "low_similarity": one.decision.low_similarity,
-            "conf_threshold": one.decision.conf_threshold,
-            "sim_threshold": one.decision.sim_threshold,
-        }
-        for one in done
-        if one.decision.is_decided and one.result.outcome == "scored"
-    ]
-    _insert(
-        session,
-        "decisions",
-        "event_id uuid, checker_id int, policy_version int, project_id uuid, flagged bool, low_similarity bool, "
-        "conf_threshold float8, sim_threshold float8",
-        rows,
+def scored(row: sa.Row[Any]) -> CheckResult:
+    """A check without its score, of a row of checks with its event's columns, to be decided from the stored cosines.
+    Prompt and output are left out: nothing is read again."""
+    event = Claimed(
+        event_id=row.event_id,
+        project_id=row.project_id,
+        slice=Slice(*(getattr(row, name) for name in DIMENSIONS)),
+        bucket=row.bucket,
+        attempts=1,
+        is_late=row.is_late,
+        confidence=row.geo_p,
+        images=tuple(row.images),
+        prompt="",
+        output="",
     )
+    return CheckResult(
+        event,
+        "scored",
+        similarity=row.similarity,
+        claims=tuple(read(claim) for claim in row.claims),
+        reasons=tuple(row.reasons),
+        prompt_similarity=row.prompt_similarity,
+    )
+
+
+def insert_decisions(session: orm.Session, done: Sequence[Decided]) -> None:
+    rows = [decision(one) for one in done if one.decision.is_decided and one.result.outcome == "scored"]
+    _insert(session, "decisions", DECISION, rows)
+
+
+def decision(one: Decided) -> dict[str, Any]:
+    """A row of DECISION."""
+    return {
+        "event_id": one.result.event.event_id.hex,
+        "checker_id": one.checker_id,
+        "policy_version": one.decision.policy_version,
+        "project_id": one.result.event.project_id.hex,
+        "flagged": one.decision.flagged,
+        "low_similarity": one.decision.low_similarity,
+        "conf_threshold": one.decision.conf_threshold,
+        "sim_threshold": one.decision.sim_threshold,
+    }
 
 
 def _insert(session: orm.Session, table: str, columns: str, rows: Sequence[dict[str, Any]]) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -199,7 +199,7 @@ def _decide(session: orm.Session, policy: Policy, rows: Sequence[sa.Row[Any]]) -
     """Insert what is not there and can be decided by this policy, and count exactly what was inserted."""
     every = {(row.event_id, row.checker_id): _decided(policy, row) for row in rows}
     decided = {key: one for key, one in every.items() if one.decision.is_decided}
-    made = session.execute(_INSERT, {"rows": json.dumps([_stored(one) for one in decided.values()])}).all()
+    made = session.execute(_INSERT, {"rows": json.dumps([check_rows.decision(one) for one in decided.values()])}).all()
     rollups.add_again(session, [decided[row.event_id, row.checker_id] for row in made])
 
 
@@ -221,26 +221,9 @@ def _decided(policy: Policy, row: sa.Row[Any]) -> Decided:
     return Decided(result, policy.decide(result, is_calibrated=True, has_bias=row.has_bias), row.checker_id)
 
 
-def _stored(one: Decided) -> Mapping[str, Any]:
-    event, decision = one.result.event, one.decision
-    return {
-        "event_id": event.event_id.hex,
-        "checker_id": one.checker_id,
-        "policy_version": decision.policy_version,
-        "project_id": event.project_id.hex,
-        "flagged": decision.flagged,
-        "low_similarity": decision.low_similarity,
-        "conf_threshold": decision.conf_threshold,
-        "sim_threshold": decision.sim_threshold,
-    }
-
-
-_TYPES = (
-    "event_id uuid, checker_id int, policy_version int, project_id uuid, flagged bool, low_similarity bool, "
-    "conf_threshold float8, sim_threshold float8"
-)
-_NAMES = ", ".join(column.split()[0] for column in _TYPES.split(", "))
+_NAMES = ", ".join(column.split()[0] for column in check_rows.DECISION.split(", "))
 _INSERT = sa.text(
-    f"INSERT INTO decisions ({_NAMES}) SELECT {_NAMES} FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r({_TYPES}) "
+    f"INSERT INTO decisions ({_NAMES}) SELECT {_NAMES} "
+    f"FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r({check_rows.DECISION}) "
     "ON CONFLICT DO NOTHING RETURNING event_id, checker_id"
 )

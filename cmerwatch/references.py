@@ -18,11 +18,9 @@ from cmerwatch.shapes import (
     BUCKET_SECONDS,
     DIMENSIONS,
     CheckResult,
-    Claimed,
     Decided,
     Decision,
     Sample,
-    Slice,
 )
 
 
@@ -131,32 +129,9 @@ _UNDECIDED = sa.text(
 
 def undecided(session: orm.Session, checker_id: int, n: int) -> list[tuple[CheckResult, int]]:
     """Up to n scored checks without a decision, oldest first and locked, each with the policy version it was counted
-    under. Prompt and output are left out: nothing is read again, the stored cosines suffice."""
+    under."""
     rows = session.execute(_UNDECIDED, {"id": checker_id, "n": n}).all()
-    return [(_result(row), row.policy_version or 1) for row in rows]
-
-
-def _result(row: sa.Row[Any]) -> CheckResult:
-    event = Claimed(
-        event_id=row.event_id,
-        project_id=row.project_id,
-        slice=Slice(*(getattr(row, name) for name in DIMENSIONS)),
-        bucket=row.bucket,
-        attempts=1,
-        is_late=row.is_late,
-        confidence=row.geo_p,
-        images=tuple(row.images),
-        prompt="",
-        output="",
-    )
-    return CheckResult(
-        event,
-        "scored",
-        similarity=row.similarity,
-        claims=tuple(check_rows.read(claim) for claim in row.claims),
-        reasons=tuple(row.reasons),
-        prompt_similarity=row.prompt_similarity,
-    )
+    return [(check_rows.scored(row), row.policy_version or 1) for row in rows]
 
 
 def settle(session: orm.Session, checker_id: int, pairs: Sequence[tuple[CheckResult, Decision]]) -> list[Decided]:

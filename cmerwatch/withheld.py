@@ -18,7 +18,7 @@ from sqlalchemy import orm
 
 from cmerwatch import check_rows, policies, rollups
 from cmerwatch.policies import Policy
-from cmerwatch.shapes import BUCKET_SECONDS, DIMENSIONS, CheckResult, Claimed, Decided, Decision, Slice
+from cmerwatch.shapes import BUCKET_SECONDS, DIMENSIONS, Decided, Decision
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,28 +81,7 @@ def _decide(session: orm.Session, policy: Policy, keys: Sequence[tuple[uuid.UUID
 
 def _before(row: sa.Row[Any]) -> Decided:
     """As it is counted now: scored, undecided."""
-    event = Claimed(
-        event_id=row.event_id,
-        project_id=row.project_id,
-        slice=Slice(*(getattr(row, name) for name in DIMENSIONS)),
-        bucket=row.bucket,
-        attempts=1,
-        is_late=row.is_late,
-        confidence=row.geo_p,
-        images=tuple(row.images),
-        prompt="",
-        output="",
-    )
-    result = CheckResult(
-        event,
-        "scored",
-        similarity=row.similarity,
-        score=row.score,
-        mismatch_percentile=row.mismatch_percentile,
-        claims=tuple(check_rows.read(claim) for claim in row.claims),
-        reasons=tuple(row.reasons),
-        prompt_similarity=row.prompt_similarity,
-    )
+    result = replace(check_rows.scored(row), score=row.score, mismatch_percentile=row.mismatch_percentile)
     return Decided(result, Decision(row.policy_version, False, False, False, 0, 0), row.checker_id)
 
 
