@@ -98,7 +98,8 @@ class Settings(pydantic_settings.BaseSettings):
     )
     allow_private_targets: str = pydantic.Field(
         "",
-        description="Networks and host:port pairs, separated by commas, that channels may reach besides public https.",
+        description="Networks and host:port pairs, separated by commas, that channels, and listed hosts of pictures, "
+        "may reach besides public https.",
     )
     fetch_images: str = pydantic.Field(
         "",
