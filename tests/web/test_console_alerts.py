@@ -285,6 +285,15 @@ def test_a_rule_is_made_in_minutes_and_percent(
     assert "CMER over 12.5%, in 30 min" in page
 
 
+def test_a_second_rule_of_the_same_name_is_told_that_the_name_is_taken(
+    console: TestClient, session: orm.Session, project: models.Project, engineer: None
+) -> None:
+    console.post("/alerts/rules", data=form(name="Checkout"))
+    answer = console.post("/alerts/rules", data=form(name="Checkout"))
+    assert (answer.status_code, "called “Checkout” already" in html.unescape(answer.text)) == (409, True)
+    assert len(alert_rules.find(session, project.id)) == 1
+
+
 def test_a_rule_saved_from_its_own_form_is_unchanged(
     console: TestClient, session: orm.Session, project: models.Project, engineer: None
 ) -> None:

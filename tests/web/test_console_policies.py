@@ -163,6 +163,16 @@ def test_of_two_people_who_save_at_once_the_second_is_told(
     assert typed(answer.text)["rule-0-sim"] == "0.3", "what was typed is still there"
 
 
+def test_a_form_that_another_version_has_overtaken_is_never_called_no_different_from_it(
+    editor: TestClient, session: orm.Session, project: models.Project
+) -> None:
+    policies.create(session, project.id, [{"sim_threshold": 0.2}], "user:ada")
+    session.commit()
+    answer = editor.post("/settings/policies/edit", data=form({}, based_on=1))
+    assert (answer.status_code, "version 2 was saved by someone else" in answer.text) == (409, True)
+    assert "Nothing is different" not in answer.text
+
+
 def test_the_legacy_cosine_is_offered_where_it_means_something_and_decides_by_similarity(
     editor: TestClient, session: orm.Session, project: models.Project, lay: Callable[..., None]
 ) -> None:

@@ -64,7 +64,7 @@ WORDS = {
     "multiple": "“Times the usual rate” must be over 1 and up to 100.",
     "window_seconds": "The window must be a multiple of 5 minutes, from 5 to 1440.",
     "for_seconds": "“Must hold for” is 0 to 1440 minutes.",
-    "keep_firing_seconds": "“Stays quiet for” is 0 to 1440 minutes.",
+    "keep_firing_seconds": "“Ends after staying under for” is 0 to 1440 minutes.",
     "repeat_seconds": "“Say it again every” is 5 to 10080 minutes.",
     "min_n": "The least number of outputs is a whole number from 1 to 1000000.",
     "min_coverage": "The least coverage must be over 0 and up to 100 percent.",
@@ -151,7 +151,8 @@ def _save(
             saved = alert_edits.change(session, viewer.project_id, old.id, wanted)
             _note(session, viewer, "alert_rule.change", saved.id, name=saved.name, version=saved.version)
     if problem or preview:
-        problem.message = WORDS.get(problem.field, problem.message)
+        if problem.status == errors.Invalid.status:  # a name that is taken is a Conflict, and says so itself
+            problem.message = WORDS.get(problem.field, problem.message)
         return _form(request, session, viewer, typed, old, problem, preview)
     return settings.back(PATH, "changed" if old else "created")
 

@@ -155,9 +155,9 @@ def _save(request: Request, session: orm.Session, viewer: access.Principal, draf
         rules = policy_form.rules_of(draft.rows)
         policies.require_meaning(rules, cmer_series.current_checker(session, viewer.project_id))
         before = policies.version(session, viewer.project_id, draft.based_on).rules
-        if not policy_form.changes(before, rules):
-            raise errors.Invalid("Nothing is different from the version in force, so there is nothing to save.")
         made = policies.create(session, viewer.project_id, rules, viewer.actor, draft.based_on)
+        if not policy_form.changes(before, rules):  # after it, which refuses a form older than the version in force
+            raise errors.Invalid("Nothing is different from the version in force, so there is nothing to save.")
         if draft.decides_again:
             redecide.start(session, viewer.project_id, made, viewer.actor)
     if problem:
