@@ -27,7 +27,6 @@ class Message:
 
     delivery: models.Delivery
     channel: str
-    channel_kind: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,15 +299,15 @@ def _naming(alert: models.Alert, messages: list[Message]) -> list[Message]:
 def _messages(session: orm.Session, alert_ids: set[uuid.UUID]) -> dict[uuid.UUID, list[Message]]:
     """By the alert that leads the group, oldest first."""
     statement = (
-        sa.select(models.Delivery, models.Channel.name, models.Channel.kind)
+        sa.select(models.Delivery, models.Channel.name)
         .join(models.Channel, models.Channel.id == models.Delivery.channel_id)
         .where(models.Delivery.alert_id.in_(alert_ids))
         .order_by(models.Delivery.sequence)
     )
     found: dict[uuid.UUID, list[Message]] = {}
-    for delivery, name, kind in session.execute(statement) if alert_ids else ():
+    for delivery, name in session.execute(statement) if alert_ids else ():
         if delivery.alert_id is not None:
-            found.setdefault(delivery.alert_id, []).append(Message(delivery, name, kind))
+            found.setdefault(delivery.alert_id, []).append(Message(delivery, name))
     return found
 
 

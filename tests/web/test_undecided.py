@@ -31,14 +31,14 @@ def event(session: orm.Session, blob_store: blobs.BlobStore, project: models.Pro
 def test_the_overview_says_why_instead_of_a_rate_and_leads_to_the_policy(console: TestClient, event: uuid.UUID) -> None:
     page = words(console.get("/").text)
     assert "CMER Undecided 1 scored, none decided yet" in page
-    assert f"1 outputs are scored but not decided: {WHY}" in page
+    assert f"1 output is scored but not decided: {WHY}" in page
     assert "Calibrating" not in page
 
 
 def test_the_policies_page_says_it_with_how_many_wait(console: TestClient, event: uuid.UUID) -> None:
     page = words(console.get("/settings/policies").text)
     assert f"Outputs stay undecided: {WHY}" in page
-    assert "1 scored so far wait for a version that does" in page
+    assert "1 scored so far waits for a version that fits" in page
 
 
 def test_the_event_is_shown_as_undecided_in_the_list_and_on_its_page(console: TestClient, event: uuid.UUID) -> None:
@@ -67,7 +67,7 @@ def test_once_a_policy_fits_nothing_is_said_any_more(
     policies.create(session, project.id, [{"sim_threshold": "auto"}], "user:ada")
     session.commit()
     page = words(console.get("/settings/policies").text)
-    assert "1 outputs that an earlier version could not decide are being decided now" in page
+    assert "1 output that an earlier version could not decide is being decided now" in page
     withheld.step(session, 10)
     session.commit()
     assert "CMER 100%" in words(console.get("/").text)

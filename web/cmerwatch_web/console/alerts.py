@@ -60,7 +60,7 @@ class Card:
     link: str
     events_link: str
     others: list[Row] = field(default_factory=list)
-    also: list[list[Row]] = field(default_factory=list)  # less severe incidents of the same trouble
+    also: list[list[Row]] = field(default_factory=list)  # less severe incidents that it covers
 
 
 def firing(request: Request, viewer: access.Principal) -> str:
