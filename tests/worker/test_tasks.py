@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import random
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -12,9 +13,9 @@ import pytest
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
-from cmerwatch import blobs, checks, db, ledger, policies, rollups
+from cmerwatch import blobs, checks, db, events, ledger, policies, rollups
 from cmerwatch.settings import Settings
-from cmerwatch.shapes import Claimed
+from cmerwatch.shapes import Claimed, Slice
 from cmerwatch_worker import tasks
 from cmerwatch_worker.runtime import Prepared, Runtime
 from cmerwatch_worker.tasks import Checking
@@ -377,6 +378,32 @@ def test_a_fault_of_ours_in_a_batch_counts_an_attempt_and_ends_alone(
     assert work["state"] == 9
     assert "ZeroDivisionError" in work["last_error"]
     assert "secret" not in work["last_error"]
+
+
+def test_an_event_whose_counts_no_key_can_hold_is_quarantined_and_stops_nobody(
+    checking: Checking, project: uuid.UUID, blob_store: blobs.BlobStore
+) -> None:
+    """The edge refuses such names; what an older one let in must not look like a database that is away."""
+    wide = {name: _incompressible(name) for name in Slice._fields}
+    with db.transaction() as session:
+        picture = events.store_image(session, blob_store, project, RED)
+        about = events.NewEvent(slice=Slice(**wide), images=(picture,), output="A red circle.", confidence=0.9)
+        poison = events.ingest(session, project, about).id
+    healthy = [stage.send(blob_store, project, [RED], f"A red circle number {n}.") for n in range(5)]
+    for _ in range(8):
+        checking.drain()
+        stage.make_ready()
+    assert {stage.check_of(event)["outcome"] for event in healthy} == {"scored"}
+    work = stage.work_of(poison)
+    assert work is not None
+    assert (work["state"], "OverLimits" in work["last_error"]) == (9, True)
+    assert _balances(project)
+
+
+def _incompressible(seed: str) -> str:
+    """200 characters of four bytes each."""
+    drawn = random.Random(seed)
+    return "".join(chr(drawn.randrange(0x20000, 0x2A000)) for _ in range(200))
 
 
 def test_a_worker_whose_lease_was_taken_writes_nothing(

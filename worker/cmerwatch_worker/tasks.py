@@ -38,6 +38,11 @@ COMPLETE_TRIES = 3
 POSTPONE_SECONDS = 30.0  # until images are asked for again of a store that is away
 
 Away = (sa.exc.OperationalError, sa.exc.InterfaceError)
+OVER_LIMITS = "54"  # SQLSTATE class: values too large for a key; the driver calls that operational too
+
+
+class OverLimits(Exception):
+    """The database is there and cannot hold what one of these events needs: waiting for it would never end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +248,9 @@ class Checking:
                         checks.postpone(session, token, [event_id], POSTPONE_SECONDS, why)
                 self._want_copies(decided)
                 return len(decided)
-            except Away:
+            except Away as error:
+                if (getattr(error.orig, "sqlstate", None) or "").startswith(OVER_LIMITS):
+                    raise OverLimits from None
                 if attempt == COMPLETE_TRIES:
                     raise
         raise AssertionError("unreachable")

@@ -24,6 +24,7 @@ MAX_EVENTS = 64
 MAX_IMAGES = 16
 MAX_TOKENS = 32_768
 MAX_METADATA_BYTES = 16 << 10
+MAX_SLICE_BYTES = 2400  # of all dimensions together: they are one key of the counts, for which Postgres has 2704
 LOWEST_LOGPROB = -1e4  # providers write -9999 for "not among the top tokens"
 FUTURE = dt.timedelta(minutes=5)  # how far clocks of apps may be ahead of ours
 
@@ -149,6 +150,23 @@ class EventSource(pydantic.BaseModel):
     confidence_status: Name | None = None
     sample_rate: Fraction | None = None
     metadata: Annotated[dict[str, Any], AfterValidator(_metadata)] | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _fits_a_key(self) -> EventSource:
+        names = {name: getattr(self, name) or "" for name in Slice._fields}
+        if sum(map(len, names.values())) * 4 <= MAX_SLICE_BYTES:  # of almost every event; 4 bytes are the most
+            return self
+        sizes = {name: len(value.encode()) for name, value in names.items()}
+        longest, total = max(sizes, key=sizes.__getitem__), sum(sizes.values())
+        if total > MAX_SLICE_BYTES:
+            others = ", ".join(f"`{name}`" for name in Slice._fields if name != longest)
+            raise _refuse(
+                f"is too long beside {others}: together they are {total} bytes of UTF-8; at most {MAX_SLICE_BYTES} are "
+                "allowed",
+                index=longest,
+                limit=MAX_SLICE_BYTES,
+            )
+        return self
 
     @pydantic.model_validator(mode="after")
     def _one_token_each(self) -> EventSource:
