@@ -229,6 +229,7 @@ def test_history_can_be_decided_again_on_saving_or_later_and_shows_how_far_it_is
     assert answer.headers["location"] == "/settings/policies?done=again"
     page = words(editor.get("/settings/policies").text)
     assert "History is being decided again: 0 of about 10" in page
+    assert "Each output counts as it was decided when it was checked" in words(editor.get("/").text)
     settled = sa.func.now() - 2 * redecide.SETTLED
     session.execute(sa.update(models.PolicyVersion).values(created_at=settled))
     while redecide.step(session):
@@ -237,6 +238,7 @@ def test_history_can_be_decided_again_on_saving_or_later_and_shows_how_far_it_is
         editor.get("/settings/policies").text
     )
     assert "CMER 40.0%" in words(editor.get("/").text)
+    assert "All of history was decided again under it" in words(editor.get("/").text)
     assert editor.post("/settings/policies/redecide").status_code == 409
     editor.post("/settings/policies/edit", data=form({"sim": "0.6"}, based_on=2))
     assert "Decide history again" in words(editor.get("/settings/policies").text)

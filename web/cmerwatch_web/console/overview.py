@@ -15,7 +15,7 @@ from sqlalchemy import orm
 from starlette.requests import Request
 from starlette.responses import Response
 
-from cmerwatch import access, cmer_series, errors, models, policies
+from cmerwatch import access, cmer_series, errors, models, policies, redecide
 from cmerwatch.cmer_series import CmerRow
 from cmerwatch_web import charts
 from cmerwatch_web.console import auth, pages, series, views
@@ -81,12 +81,19 @@ def overview(request: Request, session: auth.Session, viewer: auth.Viewer) -> Re
         **context,
         series=made,
         policy_changes=changes,
+        is_decided_again=bool(changes) and _is_decided_again(session, viewer, changes[-1].version),
         others=[one for one in seen if checker and one.checker.id != checker.id],
         timeline=charts.timeline(made.bins, made.versions, markers, _summary(total, view)),
         quartiles=quartiles,
         quartiles_chart=charts.quartiles(made.bins, _similarity_summary(quartiles)),
         tables=[_table(read, view, name, shown_in_full == name) for name in TABLES],
     )
+
+
+def _is_decided_again(session: orm.Session, viewer: access.Principal, version: int) -> bool:
+    """Whether all of history counts as this version decides: then its beginning is no step in the chart."""
+    done = redecide.progress(session, viewer.project_id).get(version)
+    return done is not None and done.finished_at is not None
 
 
 def _checker(session: orm.Session, viewer: access.Principal, checker_id: int) -> models.Checker:
