@@ -24,7 +24,9 @@ def change(session: orm.Session, principal: access.Principal, blind: bool) -> No
         return
     since = session.scalars(sa.select(sa.func.clock_timestamp())).one() if blind else None
     project.blind_since = since
-    access.audit(session, principal.actor, "review.visibility", "project", principal.project_id, blind="yes" if blind else "no")
+    access.audit(
+        session, principal.actor, "review.visibility", "project", principal.project_id, blind="yes" if blind else "no"
+    )
 
 
 def binds(principal: access.Principal) -> bool:
