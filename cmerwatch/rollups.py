@@ -328,8 +328,10 @@ def mend(session: orm.Session, days: int = 9) -> int:
     if found:
         session.execute(sa.text("SET LOCAL lock_timeout = '10s'"))
         session.execute(sa.text("SET LOCAL statement_timeout = '10min'"))  # a day of a thousand slices takes one
-        # Every transaction that adds begins with one of these two.
-        session.execute(sa.text("LOCK TABLE rollups_5m, redecided_5m IN SHARE MODE"))
+        # Every transaction that adds begins with one of these two. Nor do two workers mend at once: the second finds
+        # that nothing is left to do.
+        session.execute(sa.text("LOCK TABLE rollups_5m, redecided_5m IN SHARE ROW EXCLUSIVE MODE"))
+        found = session.execute(_STALE, {"days": days}).all()
     for row in found:
         for statement in _REBUILD:
             session.execute(statement, {"project": row.project_id, "day": row.day})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -304,3 +305,25 @@ def test_what_the_release_before_added_by_slice_alone_is_summed_once(
     [total] = cmer_series.query(session, project.id, now - dt.timedelta(days=3), now + dt.timedelta(hours=1), "all")
     assert (total.n, total.flagged, sum(total.sim_hist)) == (7, 3, 7)
     assert [one for one in rollups.differences(session, project.id) if one.startswith("margins")] == []
+
+
+def test_of_workers_that_find_the_same_day_wanting_one_sums_it(committed: str) -> None:
+    with db.transaction() as session:
+        project_id = factories.project(session)
+        for i in range(40):
+            factories.ingest(session, project_id, endpoint=f"/{i}")
+        factories.check_all(session, 0.01)
+        for table in ("rollups_5m", "rollups_1h"):
+            session.execute(sa.text(f"UPDATE {table} SET n = n + 2, scored = scored + 2"))
+    start = threading.Barrier(3)
+
+    def mend() -> int:
+        start.wait()
+        with db.transaction() as session:
+            return rollups.mend(session)
+
+    with ThreadPoolExecutor(3) as pool:
+        mended = [pool.submit(mend) for _ in range(3)]
+        assert sorted(one.result() for one in mended) == [0, 0, 1]
+    with db.transaction() as session:
+        assert not any(said.startswith("margins") for said in rollups.differences(session, project_id))
