@@ -50,7 +50,7 @@ def test_a_bad_list_stops_the_start_by_name(configured: Callable[..., object]) -
         configured(fetch_images="https://cdn.example.com/")
 
 
-def test_empty_is_nowhere() -> None:
+def test_an_empty_list_lets_no_address_be_fetched() -> None:
     assert not addresses.parse_hosts(" , ")
     with pytest.raises(errors.Invalid, match="CMERWATCH_FETCH_IMAGES"):
         image_urls.taken("https://cdn.example.com/", rules(""))

@@ -22,6 +22,15 @@ from tests.web.wire import event, inline, multipart, named, png, sha256
 Results = list[intake.Result]
 
 
+class Full(blobs.FolderStore):
+    """A disk with no room for one picture."""
+
+    def put(self, project_id: uuid.UUID, sha256_: str, data: bytes) -> None:
+        if data == png(2):
+            raise errors.StorageFull
+        super().put(project_id, sha256_, data)
+
+
 @pytest.fixture
 def project_id(committed: str) -> uuid.UUID:
     with db.transaction() as session:
@@ -118,12 +127,6 @@ def test_a_picture_comes_with_one_request_and_counts_for_the_other(
 def test_a_disk_that_fails_under_one_picture_answers_all_and_stores_nothing(
     app: fastapi.FastAPI, project_id: uuid.UUID, committed: str
 ) -> None:
-    class Full(blobs.FolderStore):
-        def put(self, project_id: uuid.UUID, sha256_: str, data: bytes) -> None:
-            if data == png(2):
-                raise errors.StorageFull
-            super().put(project_id, sha256_, data)
-
     app.state.blobs = Full(app.state.settings.blob_dir)
     outcomes = taken(app, project_id, *(sent(event(images=[inline(png(i))])) for i in range(4)))
     assert [type(outcome) for outcome in outcomes] == [errors.StorageFull] * 4
@@ -173,12 +176,6 @@ def test_a_sender_who_leaves_takes_no_other_with_it(
 def test_one_that_fails_beside_what_the_database_cannot_hold_hides_no_commit_of_another(
     app: fastapi.FastAPI, project_id: uuid.UUID, committed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Full(blobs.FolderStore):
-        def put(self, project_id: uuid.UUID, sha256_: str, data: bytes) -> None:
-            if data == png(2):
-                raise errors.StorageFull
-            super().put(project_id, sha256_, data)
-
     app.state.blobs = Full(app.state.settings.blob_dir)
     monkeypatch.setattr(bodies, "needs_cleaning", lambda raw: False)  # or the NUL would never get that far
     requests = sent(event()), sent(event(output="\0")), sent(event(images=[inline(png(2))])), sent(event())

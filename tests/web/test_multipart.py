@@ -49,7 +49,7 @@ def test_a_body_that_lacks_its_end_is_refused(end: int) -> None:
         list(multipart.parts(encoded([("events", b"{}" * 20)])[: -end - 4], BOUNDARY))
 
 
-def test_headers_without_end_are_refused() -> None:
+def test_headers_that_go_on_without_end_are_refused() -> None:
     endless = b"--" + BOUNDARY + b"\r\n" + b"A: b\r\n" * 10_000 + b"\r\nx\r\n--" + BOUNDARY + b"--"
     with pytest.raises(errors.Invalid):
         list(multipart.parts(endless, BOUNDARY))
