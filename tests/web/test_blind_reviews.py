@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 from collections.abc import Callable
 
@@ -11,7 +12,8 @@ import sqlalchemy as sa
 from fastapi.testclient import TestClient
 from sqlalchemy import orm
 
-from cmerwatch import access, blindness, blobs, models
+from cmerwatch import access, alerts, blindness, blobs, models
+from tests.core import watched
 from tests.web import seeded
 
 Person = Callable[..., TestClient]
@@ -169,6 +171,21 @@ def test_what_would_tell_by_a_filter_is_refused(rita: TestClient, boss: TestClie
     assert (refused.status_code, "Reviews are blind in this project" in refused.text) == (403, True)
     assert "show=flagged" not in rita.get("/events").text
     assert boss.get("/events?show=flagged").status_code == 200
+
+
+def test_no_page_leads_to_the_list_that_is_refused(
+    rita: TestClient, boss: TestClient, session: orm.Session, project: models.Project
+) -> None:
+    now = dt.datetime.now(dt.UTC)
+    watched.rule(session, project.id)
+    watched.lay(session, project.id, alerts.last_closed(now) - watched.MINUTES_10, 60, flagged=40, endpoint="/vqa")
+    alerts.evaluate(session, project.id, now)
+    [alert, *_] = watched.episodes(session, project.id)
+    boss.post("/settings/reviews", data={"seen": "blind"})
+    for path in ("/", "/alerts", f"/alerts/{alert.id}"):
+        assert "show=flagged" in boss.get(path).text, path
+        page = rita.get(path)
+        assert (page.status_code, "show=flagged" in page.text) == (200, False), path
 
 
 @pytest.mark.usefixtures("blind")

@@ -15,7 +15,7 @@ from sqlalchemy import orm
 from starlette.requests import Request
 from starlette.responses import Response
 
-from cmerwatch import access, cmer_series, errors, models, policies, redecide
+from cmerwatch import access, blindness, cmer_series, errors, models, policies, redecide
 from cmerwatch.cmer_series import CmerRow
 from cmerwatch_web import charts
 from cmerwatch_web.console import auth, pages, series, views
@@ -64,6 +64,7 @@ def overview(request: Request, session: auth.Session, viewer: auth.Viewer) -> Re
         "total": total,
         "checker": checker,
         "in_use": in_use,
+        "is_kept": blindness.keeps(session, viewer, None),
         "misfit": policies.misfit_now(session, viewer.project_id, checker),
     }
     if not total.accepted and not view.filters and not has_events(session, viewer):
