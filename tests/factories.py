@@ -62,6 +62,13 @@ def ingest_many(session: orm.Session, project_id: uuid.UUID, n: int, **fields: A
     return sorted(ingest(session, project_id, **fields) for _ in range(n))
 
 
+def slow_events(session: orm.Session) -> None:
+    """From here to the rollback, whoever reads an event waits for longer than the database lets a statement run."""
+    session.execute(sa.text("ALTER TABLE events RENAME TO fast_events"))
+    session.execute(sa.text("CREATE VIEW events AS SELECT fast_events.* FROM fast_events, pg_sleep(60)"))
+    session.execute(sa.text("SET LOCAL statement_timeout = '1s'"))
+
+
 def checker(session: orm.Session, name: str = "clip:test:0:1", **fields: Any) -> int:
     return checks.register(session, name=name, label=name, is_demo=False, reference_version="r1", **fields)
 

@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import orm
 
-from cmerwatch import checks, ledger, models
+from cmerwatch import checks, errors, ledger, models
 from tests import factories
 
 HOUR = dt.timedelta(hours=1)
@@ -89,3 +89,34 @@ def test_each_hour_has_its_row_and_the_end_is_left_out(
     rows = ledger.hours(session, project.id, now - 3 * HOUR, now)
     assert [(row.hour, row.accepted) for row in rows] == [(now - 3 * HOUR, 1), (now - HOUR, 1)]
     assert ledger.hours(session, project.id, now + HOUR, now + 2 * HOUR) == []
+
+
+def test_an_hour_begins_and_ends_to_the_microsecond(
+    session: orm.Session, project: models.Project, now: dt.datetime
+) -> None:
+    tick = dt.timedelta(microseconds=1)
+    for at in (now - HOUR - tick, now - HOUR, now - tick, now):
+        factories.ingest(session, project.id, at)
+    rows = ledger.hours(session, project.id, now - HOUR, now)
+    assert [(row.hour, row.accepted, row.waiting) for row in rows] == [(now - HOUR, 2, 2)]
+
+
+def test_a_year_of_hours_is_one_question(session: orm.Session, project: models.Project, now: dt.datetime) -> None:
+    factories.ingest(session, project.id, now)
+    [row] = ledger.hours(session, project.id, now - 400 * 24 * HOUR, now + HOUR)
+    assert (row.hour, row.accepted, row.difference) == (now, 1, 0)
+
+
+def test_no_time_at_all_has_no_hours(session: orm.Session, project: models.Project, now: dt.datetime) -> None:
+    factories.ingest(session, project.id, now)
+    assert ledger.hours(session, project.id, now, now) == []
+
+
+def test_a_count_that_takes_too_long_names_the_window_and_leaves_the_session_usable(
+    session: orm.Session, project: models.Project, now: dt.datetime
+) -> None:
+    factories.ingest(session, project.id, now)
+    factories.slow_events(session)
+    with pytest.raises(errors.Invalid, match="Ask for a shorter time"):
+        ledger.hours(session, project.id, now, now + HOUR)
+    assert session.scalar(sa.text("SELECT 1")) == 1

@@ -14,6 +14,7 @@ from sqlalchemy import orm
 from cmerwatch import checks, models, policies, rollups
 from cmerwatch.shapes import CheckResult, Claimed, ClaimScore
 from cmerwatch_web.api import cmer
+from tests import factories
 from tests.web.wire import Headers, event
 
 CHECKER = "small:weights:preprocess:1"
@@ -193,6 +194,16 @@ def test_the_ledger_shows_an_event_that_went_missing(
     session.commit()
     [row] = http.get("/v1/ledger", headers=read).json()["rows"]
     assert (row["accepted"], row["difference"]) == (1, 1)
+
+
+def test_a_ledger_that_takes_too_long_to_count_asks_for_a_shorter_window(
+    http: TestClient, read: Headers, checked: dict[str, str], session: orm.Session
+) -> None:
+    factories.slow_events(session)
+    session.commit()
+    answer = http.get("/v1/ledger", headers=read)
+    assert answer.status_code == 422
+    assert answer.json()["error"]["details"] == {"field": "from"}
 
 
 def numbers(text: str) -> dict[str, float]:

@@ -18,6 +18,7 @@ from cmerwatch import blobs, errors, models
 from cmerwatch.cmer_series import CmerRow
 from cmerwatch_web.console import assets, pages, passages, series, text, views, words
 from cmerwatch_web.console.words import Judged
+from tests import factories
 from tests.web import seeded
 
 FOLDER = Path(cmerwatch_web.__file__).parent
@@ -305,7 +306,35 @@ def test_a_long_ledger_is_folded_into_days_that_open(
 ) -> None:
     seeded.event(session, blob_store, project.id)
     session.commit()
-    page = console.get("/ledger").text
+    page = console.get("/ledger?window=8d").text
     assert "Day (UTC)" in page
+    assert "by the day: open one for its hours" in page
     [link] = re.findall(r'href="(/ledger\?from=[^"]+)"', page)
     assert "Hour (UTC)" in console.get(link.replace("&amp;", "&")).text
+
+
+def test_the_ledger_counts_a_day_unless_asked_for_more_and_says_which(
+    console: TestClient, session: orm.Session, project: models.Project
+) -> None:
+    now = dt.datetime.now(dt.UTC).replace(minute=0, second=0, microsecond=0)
+    factories.ingest(session, project.id, now - dt.timedelta(hours=30))
+    session.commit()
+    page = console.get("/ledger").text
+    assert re.search(r'href="/ledger\?window=24h" aria-current="true"', page)
+    assert f'<time datetime="{(now - dt.timedelta(hours=24)).isoformat()}">' in page
+    assert "Every one of the 0 events" in page
+    assert "Every one of the 1 events" in console.get("/ledger?window=8d").text
+
+
+def test_a_ledger_that_cannot_be_counted_in_time_says_so_and_offers_the_other_windows(
+    console: TestClient, session: orm.Session, project: models.Project
+) -> None:
+    factories.ingest(session, project.id)
+    factories.slow_events(session)
+    session.commit()
+    answer = console.get("/ledger?window=8d")
+    assert answer.status_code == 200
+    assert "Not counted" in answer.text
+    assert "balance" not in answer.text
+    assert "No events" not in answer.text
+    assert 'href="/ledger?window=1h"' in answer.text

@@ -72,18 +72,21 @@ class View:
         return [("from", _written(self.start)), ("to", _written(self.end))]
 
 
-def read(query: Mapping[str, str], now: dt.datetime | None = None) -> View:
-    """The view an address names; raises Invalid naming the parameter. A dimension given empty means "has none"."""
+def read(query: Mapping[str, str], now: dt.datetime | None = None, default: str = DEFAULT_WINDOW) -> View:
+    """The view an address names, of the window `default` where it names none; raises Invalid naming the parameter.
+
+    A dimension given empty means "has none".
+    """
     filters = tuple((name, query[name]) for name in DIMENSIONS if name in query)
     checker = _number("checker", query["checker"]) if query.get("checker") else None
     now = now or dt.datetime.now(dt.UTC)
     if "from" in query or "to" in query:
         end = _moment("to", query["to"]) if query.get("to") else now
-        start = _moment("from", query["from"]) if query.get("from") else end - WINDOWS[DEFAULT_WINDOW][1]
+        start = _moment("from", query["from"]) if query.get("from") else end - WINDOWS[default][1]
         if not dt.timedelta(0) < end - start <= LONGEST:
             raise errors.Invalid("`from` must lie before `to`, and at most 400 days before it.", field="from")
         return View(start, end, None, filters, checker)
-    window = query.get("window") or DEFAULT_WINDOW
+    window = query.get("window") or default
     if window not in WINDOWS:
         raise errors.Invalid(f"`window` must be one of {', '.join(WINDOWS)}.", field="window")
     return View(now - WINDOWS[window][1], now, window, filters, checker)
