@@ -55,20 +55,21 @@ DAYS = 8
 PASSWORD = "correct horse battery staple"
 
 # 10 endpoints x 2 prompt types x 25 customers x 2 versions = 1 000 slices, each as busy as any other: the most rows
-# that so many events can make. Cosines as a CLIP checker's; a twentieth of the scores is low.
+# that so many events can make. Received when the id says, as in the pipeline: the ledger tells hours by ids. Cosines as
+# a CLIP checker's; a twentieth of the scores is low.
 _EVENTS = """
 CREATE UNLOGGED TABLE bench_events AS
-SELECT uuidv7(at - now()) AS id, at, '/endpoint-' || slice % 10 AS endpoint, 'type-' || slice / 10 % 2 AS prompt_type,
+SELECT id, at, '/endpoint-' || slice % 10 AS endpoint, 'type-' || slice / 10 % 2 AS prompt_type,
     'customer-' || slice / 20 % 25 AS customer, 'vlm' AS model, 'v' || 1 + slice / 500 % 2 AS model_version,
     'production' AS environment, geo_p, scored, CASE WHEN scored THEN sim END AS sim,
     CASE WHEN scored THEN CASE WHEN slice % 10 = 3 AND at > now() - interval '2 hours' THEN score / 5 ELSE score END
     END AS score
 FROM (
-    SELECT now() - i * (:seconds / :n) * interval '1 second' AS at, (random() * (:slices - 1))::int AS slice,
+    SELECT uuidv7(-i * (:seconds / :n) * interval '1 second') AS id, (random() * (:slices - 1))::int AS slice,
         CASE WHEN random() < 0.95 THEN 0.5 + random() / 2 END AS geo_p, random() < 0.98 AS scored,
         0.25 + 0.05 * random_normal() AS sim, random() AS score
     FROM generate_series(1, :n) AS i
-) AS drawn
+) AS drawn CROSS JOIN LATERAL uuid_extract_timestamp(id) AS at
 """
 
 _DIMS = ", ".join(DIMENSIONS)
@@ -254,8 +255,8 @@ def pages() -> dict[str, str]:
         "alerts": "/alerts",
         "one alert": f"/alerts/{alert}" if alert else "",
         "review queue": "/review",
-        "ledger, 8 days": "/ledger",
-        "ledger, 24 hours": "/ledger?window=24h",
+        "ledger, 8 days": "/ledger?window=8d",
+        "ledger, 24 hours": "/ledger",
         "policies": "/settings/policies",
     }
     for bucket in ("1h", "1d"):
