@@ -161,9 +161,7 @@ def reserve(session: orm.Session, calls: int, *, most_calls: int, most_tokens: i
     return session.execute(_RESERVE, values).first() is not None
 
 
-_REFUND = sa.text(
-    "UPDATE judge_spend SET calls = greatest(0, calls - :n) WHERE day = (now() AT TIME ZONE 'UTC')::date"
-)
+_REFUND = sa.text("UPDATE judge_spend SET calls = greatest(0, calls - :n) WHERE day = (now() AT TIME ZONE 'UTC')::date")
 
 
 def refund(session: orm.Session, calls: int) -> None:
