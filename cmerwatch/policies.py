@@ -151,14 +151,38 @@ def _share(index: int, field: str, value: Any) -> float:
 
 
 def current(session: orm.Session, project_ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, Policy]:
-    """The policy in force per project: its highest version."""
+    """The policy in force per project, its highest version, for a transaction that decides by it: until its end
+    `is_taken_up` is false in other transactions."""
+    ids = set(project_ids)
+    # A statement of its own, before the versions are read: what is read under the lock cannot be older than the lock.
+    session.execute(_HOLD, {"keys": sorted(_lock_key(project_id) for project_id in ids)})
     rows = session.scalars(
         sa.select(models.PolicyVersion)
-        .where(models.PolicyVersion.project_id.in_(set(project_ids)))
+        .where(models.PolicyVersion.project_id.in_(ids))
         .ext(pg.distinct_on(models.PolicyVersion.project_id))
         .order_by(models.PolicyVersion.project_id, models.PolicyVersion.version.desc())
     )
     return {row.project_id: parse(row.version, row.rules) for row in rows}
+
+
+def is_taken_up(session: orm.Session, project_id: uuid.UUID) -> bool:
+    """Whether whoever decides from now on does so by the versions that the caller can see. It never waits: false while
+    another transaction is open that read `current`, which may have been an older version."""
+    return bool(session.execute(_IS_FREE, {"key": _lock_key(project_id)}).scalar())
+
+
+def _lock_key(project_id: uuid.UUID) -> str:
+    return f"cmerwatch policy {project_id}"
+
+
+_HOLD = sa.text(
+    "SELECT pg_advisory_xact_lock_shared(hashtextextended(key, 0)) FROM unnest(CAST(:keys AS text[])) AS key"
+)
+# Let go within the statement: held to the end of the transaction, it would keep workers from completing.
+_IS_FREE = sa.text(
+    "SELECT CASE WHEN pg_try_advisory_lock(hashtextextended(:key, 0)) "
+    "THEN pg_advisory_unlock(hashtextextended(:key, 0)) ELSE false END"
+)
 
 
 def at(session: orm.Session, wanted: Iterable[tuple[uuid.UUID, int]]) -> dict[tuple[uuid.UUID, int], Policy]:

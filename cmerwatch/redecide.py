@@ -25,7 +25,8 @@ from cmerwatch.shapes import DIMENSIONS, CheckResult, Claimed, Decided, Slice
 STEP = 2000  # checks per transaction: some 100 ms, so that ingest and checking never wait long for a rollup row
 _FIRST = uuid.UUID(int=0)
 # A worker reads the version in force inside the transaction that completes a batch, which lasts 30 s at most: once the
-# new version is this old, nothing is decided under an older one any more, behind this job's back.
+# new version is this old, nothing is decided under an older one any more, behind this job's back. Mostly that is known
+# at once: no transaction is open that read an older version (`policies.is_taken_up`).
 SETTLED = dt.timedelta(seconds=60)
 
 
@@ -124,7 +125,7 @@ def progress(session: orm.Session, project_id: uuid.UUID) -> dict[int, Progress]
 def step(session: orm.Session, size: int = STEP) -> bool:
     """Decide the next few outputs of one job; False when there is none to go on with now."""
     job = _next_job(session)
-    if job is None:
+    if job is None or not _may_begin(session, job):
         return False
     values = {"project": job.project_id, "after": job.last_event_id, "version": job.policy_version, "size": size}
     last = session.execute(_LAST, values).scalar()
@@ -142,25 +143,24 @@ def step(session: orm.Session, size: int = STEP) -> bool:
 
 
 def _next_job(session: orm.Session) -> models.Redecision | None:
-    """Locked, the oldest first; none whose version is so new that a worker may still decide by the one before."""
+    """Locked, the oldest first."""
     return session.scalars(
         sa.select(models.Redecision)
-        .join(
-            models.PolicyVersion,
-            sa.and_(
-                models.PolicyVersion.project_id == models.Redecision.project_id,
-                models.PolicyVersion.version == models.Redecision.policy_version,
-            ),
-        )
-        .where(
-            models.Redecision.finished_at.is_(None),
-            models.Redecision.cancelled_at.is_(None),
-            models.PolicyVersion.created_at < sa.func.now() - SETTLED,
-        )
+        .where(models.Redecision.finished_at.is_(None), models.Redecision.cancelled_at.is_(None))
         .order_by(models.Redecision.created_at)
         .limit(1)
-        .with_for_update(of=models.Redecision, skip_locked=True)
+        .with_for_update(skip_locked=True)
     ).first()
+
+
+def _may_begin(session: orm.Session, job: models.Redecision) -> bool:
+    """Whether no worker decides by an older version any more; one that has begun was found so before."""
+    if job.last_event_id != _FIRST:
+        return True
+    is_old = sa.select(models.PolicyVersion.created_at < sa.func.now() - SETTLED).where(
+        models.PolicyVersion.project_id == job.project_id, models.PolicyVersion.version == job.policy_version
+    )
+    return bool(session.scalar(is_old)) or policies.is_taken_up(session, job.project_id)
 
 
 # Whole events at a time: two checks of one event must not be parted by the end of a step, or the second is skipped.

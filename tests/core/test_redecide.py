@@ -127,13 +127,44 @@ def test_a_later_version_goes_on_from_what_was_decided_again(session: orm.Sessio
     assert window(session, project.id, 3).cmer == Rate(0, 3)
 
 
-def test_it_waits_until_no_worker_can_decide_under_the_old_version(
-    session: orm.Session, project: models.Project
-) -> None:
-    lay(session, project.id, 1)
-    version = policies.create(session, project.id, STRICTER, "user:ada")
-    redecide.start(session, project.id, version, "user:ada")
-    assert not redecide.step(session)
+def test_it_begins_at_once_where_no_worker_is_deciding(committed: str) -> None:
+    with db.transaction() as session:
+        project_id = factories.project(session)
+        lay(session, project_id, 3)
+        version = policies.create(session, project_id, STRICTER, "user:ada")
+        redecide.start(session, project_id, version, "user:ada")
+    with db.transaction() as session:
+        assert redecide.step(session)
+        assert redecide.progress(session, project_id)[version].seen == 3
+
+
+def test_it_waits_until_no_worker_can_decide_under_the_old_version(committed: str) -> None:
+    with db.transaction() as session:
+        project_id = factories.project(session)
+        lay(session, project_id, 1)
+        factories.ingest_many(session, project_id, 2)
+    with db.SessionLocal() as worker:
+        factories.check_all(worker, 0.1)  # read the version in force, and will commit below
+        with db.transaction() as session:
+            version = policies.create(session, project_id, STRICTER, "user:ada")
+            redecide.start(session, project_id, version, "user:ada")
+        with db.transaction() as session:
+            assert not redecide.step(session)
+        worker.commit()
+    with db.transaction() as session:
+        finish(session)
+        assert redecide.progress(session, project_id)[version].seen == 3
+        assert window(session, project_id).cmer == Rate(3, 3)
+
+
+def test_a_worker_that_never_ends_its_transaction_holds_it_up_no_longer_than_one_may_last(committed: str) -> None:
+    with db.transaction() as session:
+        project_id = factories.project(session)
+        lay(session, project_id, 1)
+    with db.SessionLocal() as worker, db.transaction() as session:
+        policies.current(worker, [project_id])
+        redecide.start(session, project_id, change(session, project_id, STRICTER), "user:ada")
+        assert redecide.step(session)
 
 
 def test_only_the_version_in_force_and_only_once(session: orm.Session, project: models.Project) -> None:

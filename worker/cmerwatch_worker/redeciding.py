@@ -12,7 +12,7 @@ from cmerwatch.settings import Settings
 
 log = logging.getLogger(__name__)
 
-POLL_SECONDS = 5.0
+POLL_SECONDS = 1.0  # two looks into tables that are mostly empty; somebody watches the page for it to begin
 BREATH_SECONDS = 0.05  # between steps, so that checking comes first on a small machine
 BATCH = 256  # withheld checks per transaction: the rollup rows it locks are free again within a fraction of a second
 

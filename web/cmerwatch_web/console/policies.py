@@ -26,7 +26,7 @@ DONE = {
     "saved": "The new version is in force. Outputs checked from now on are judged by it; what was counted stays.",
     "cancelled": "Deciding history again is stopped. What was decided stays readable under its version; charts show "
     "history as it was decided before. Started again, it goes on from there.",
-    "again": "The new version is in force, and history is decided again under it: a worker begins within two minutes.",
+    "again": "The new version is in force, and history is decided again under it: a worker begins within seconds.",
 }
 
 Editor = Annotated[access.Principal, Depends(auth.allowed("policies"))]
