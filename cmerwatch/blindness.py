@@ -10,6 +10,9 @@ from sqlalchemy import orm
 
 from cmerwatch import access, models
 
+# Of fewer outputs a rate tells too much of each: a slice can be narrowed to one output, whose rate is its verdict.
+FEWEST = 50
+
 
 def is_on(session: orm.Session, project_id: uuid.UUID) -> bool:
     """Whether this project's reviews are blind now."""
@@ -46,3 +49,8 @@ def keeps(session: orm.Session, principal: access.Principal, item: models.Review
     """
     is_answered = item is not None and item.state == "done"
     return binds(principal) and not is_answered and is_on(session, principal.project_id)
+
+
+def fewest(session: orm.Session, principal: access.Principal) -> int:
+    """Of how many outputs a rate must be to be shown to this person: FEWEST where single outputs are kept, else 0."""
+    return FEWEST if keeps(session, principal, None) else 0

@@ -24,7 +24,11 @@ DEFAULT_WINDOW = dt.timedelta(days=8)
 
 @dataclass(frozen=True, slots=True)
 class CmerRow:
-    """One bucket of one group. cmer = flagged / n with its 95 % Wilson interval; uer = low / decided."""
+    """One bucket of one group. cmer = flagged / n with its 95 % Wilson interval; uer = low / decided.
+
+    Where fewer outputs than `fewest` count, cmer and uer are of none, and flagged_shown and sim_quartiles are None:
+    that is how a row is given to whom single outputs are kept from.
+    """
 
     start: dt.datetime
     group: dict[str, str]
@@ -41,14 +45,26 @@ class CmerRow:
     quarantined: int
     sim_hist: list[int]  # from the first to the last bin that has something
     sim_first: int = 0  # the bin it begins with
+    fewest: int = 0
 
     @property
     def cmer(self) -> Rate:
-        return Rate(self.flagged, self.n)
+        return self._rate(self.flagged, self.n)
 
     @property
     def uer(self) -> Rate:
-        return Rate(self.low, self.scored - self.undecided)
+        return self._rate(self.low, self.decided)
+
+    def _rate(self, successes: int, n: int) -> Rate:
+        return Rate(successes, n) if n >= self.fewest else Rate(0, 0)
+
+    @property
+    def decided(self) -> int:
+        return self.scored - self.undecided
+
+    @property
+    def flagged_shown(self) -> int | None:
+        return self.flagged if self.n >= self.fewest else None
 
     @property
     def accepted(self) -> int:
@@ -64,6 +80,8 @@ class CmerRow:
 
     @property
     def sim_quartiles(self) -> tuple[float, float, float] | None:
+        if sum(self.sim_hist) < self.fewest:
+            return None
         return intervals.sim_quartiles(self.sim_hist, self.sim_first)
 
 

@@ -257,3 +257,60 @@ def test_only_a_lead_changes_it_and_the_log_says_so(
         assert f'value="{seen_now}" checked' in boss.get("/settings/reviews").text
     logged = session.scalars(sa.select(models.AuditEntry).where(models.AuditEntry.action == "review.visibility"))
     assert [entry.details for entry in logged] == [{"blind": "yes"}, {"blind": "no"}]
+
+
+KEPT = ("flagged", "cmer", "low", "high", "uer", "uer_low", "uer_high", "sim_quartiles")
+
+
+def lay(
+    session: orm.Session, store: blobs.BlobStore, project: models.Project, count: int, low: int, endpoint: str
+) -> None:
+    for number, numbers in ((low, (0.1234, 0.0043)), (count - low, (0.3187, 0.6123))):
+        for _ in range(number):
+            seeded.event(session, store, project.id, endpoint=endpoint)
+        seeded.check(session, seeded.scored(*numbers), audit_rate=0.0)
+    session.commit()
+
+
+def rates(client: TestClient, **query: str) -> dict[str, dict[str, object]]:
+    answer = client.get("/v1/cmer", params={"group_by": "endpoint", "bucket": "1d"} | query).json()
+    return {row["endpoint"]: row for row in answer["rows"]}
+
+
+def test_rates_of_few_outputs_are_kept_from_reviewers_and_those_of_many_are_not(
+    rita: TestClient, boss: TestClient, session: orm.Session, blob_store: blobs.BlobStore, project: models.Project
+) -> None:
+    lay(session, blob_store, project, blindness.FEWEST - 1, 7, "/few")
+    lay(session, blob_store, project, blindness.FEWEST, 7, "/many")
+    assert rates(rita) == rates(boss)  # reviews are not blind yet
+    boss.post("/settings/reviews", data={"seen": "blind"})
+    found, whole = rates(rita), rates(boss)
+    assert found["/few"] == whole["/few"] | dict.fromkeys(KEPT)
+    assert found["/few"]["n"] == blindness.FEWEST - 1
+    assert found["/many"] == whole["/many"]
+    assert None not in whole["/few"].values()
+
+
+def test_the_overview_of_one_flagged_output_is_that_of_one_that_was_not(
+    rita: TestClient, boss: TestClient, session: orm.Session, blob_store: blobs.BlobStore, project: models.Project
+) -> None:
+    """Headline, chart, numbers by time and tables."""
+    lay(session, blob_store, project, 1, 1, "/flagged")
+    lay(session, blob_store, project, 1, 0, "/fine")
+    said = "a dash stands for the rates of fewer than 50 outputs"
+
+    def pages(client: TestClient) -> list[str]:
+        found = [client.get("/", params={"endpoint": name, "window": "1h"}).text for name in ("/flagged", "/fine")]
+        assert [said in page for page in found] == [client is rita and is_blind] * 2
+        return [page.replace("%2F", "/") for page in found]
+
+    is_blind = False
+    assert "1 flagged of 1" in pages(rita)[0]
+    assert "0 flagged of 1" in pages(rita)[1]
+    boss.post("/settings/reviews", data={"seen": "blind"})
+    is_blind = True
+    flagged, fine = pages(rita)
+    swapped = fine.replace("/fine", "@").replace("/flagged", "/fine").replace("@", "/flagged")
+    assert sorted(plain(flagged).splitlines()) == sorted(plain(swapped).splitlines())
+    assert told({"flagged": flagged, "fine": fine}) == set()
+    assert "1 flagged of 1" in pages(boss)[0]

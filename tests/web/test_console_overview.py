@@ -66,13 +66,14 @@ def test_a_table_row_has_the_same_numbers_for_its_slice(console: TestClient, lay
     assert row(page, "endpoint", "/good") == "/good 10.0% 5.5% – 17.4% 100 10 100% 10.0%"
 
 
-def test_the_worst_comes_first_and_one_unlucky_output_of_one_does_not(console: TestClient, lay) -> None:  # type: ignore[no-untyped-def]
+def test_the_worst_comes_first_and_rows_of_few_outputs_stand_after_the_others(console: TestClient, lay) -> None:  # type: ignore[no-untyped-def]
     lay(90, 10, customer="good")
     lay(30, 30, customer="bad")
     lay(0, 1, customer="lone")
+    lay(1, 1, customer="two")
     page = console.get("/").text
     table = words(page.split('id="customer"')[1].split("</table>")[0])
-    assert table.index("bad") < table.index("lone") < table.index("good")
+    assert table.index("bad") < table.index("good") < table.index("lone") < table.index("two")
 
 
 def test_rows_of_few_outputs_are_marked(console: TestClient, lay) -> None:  # type: ignore[no-untyped-def]

@@ -25,12 +25,15 @@ MARKER_GAP = 20  # percent of the width between two markers' names; closer ones 
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """One point of the timeline: counts, the 95 % interval of flagged / n, volume by model version, quartiles."""
+    """One point of the timeline: counts, the 95 % interval of flagged / n, volume by model version, quartiles.
+
+    `flagged` is None where it is kept from the reader, and then there is no rate either.
+    """
 
     start: dt.datetime
     end: dt.datetime
     n: int
-    flagged: int
+    flagged: int | None
     low: float
     high: float
     volumes: tuple[int, ...] = ()
@@ -38,7 +41,7 @@ class Bin:
 
     @property
     def rate(self) -> float | None:
-        return self.flagged / self.n if self.n else None
+        return self.flagged / self.n if self.n and self.flagged is not None else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,7 @@ def ceiling(bins: Iterable[Bin]) -> float:
     Points of few outputs, and the widest tenth of the intervals, may leave the plot: one bucket whose only output was
     flagged must not flatten the rest.
     """
-    known = [one for one in bins if one.n]
+    known = [one for one in bins if one.rate is not None]
     if not known:
         return CEILINGS[2]
     solid = [one for one in known if one.n >= FEW] or known
@@ -117,10 +120,10 @@ def _rate_axis(top: float) -> list[ET.Element]:
 
 
 def _runs(bins: Sequence[Bin]) -> list[list[int]]:
-    """Indices of neighbouring bins that have a rate: a bin with no events breaks the line, it is not zero."""
+    """Indices of neighbouring bins that have a rate: a bin without one breaks the line, it is not zero."""
     runs: list[list[int]] = []
     for i, one in enumerate(bins):
-        if not one.n:
+        if one.rate is None:
             continue
         if runs and runs[-1][-1] == i - 1:
             runs[-1].append(i)
@@ -155,7 +158,7 @@ def _dots(bins: Sequence[Bin], top: float) -> list[ET.Element]:
     alone = {run[0] for run in _runs(bins) if len(run) == 1}
     made = []
     for i, one in enumerate(bins):
-        if one.n and (len(bins) <= 100 or i in alone):
+        if one.rate is not None and (len(bins) <= 100 or i in alone):
             y = _TOP + _RATE_HEIGHT * _held(one.rate or 0.0, top) / PLOT
             kind = "dot few" if one.n < FEW else "dot"
             made.append(_element("circle", class_=kind, cx=_share(_middle(i, bins)), cy=y, r=3))
@@ -227,9 +230,12 @@ def describe(one: Bin, versions: Sequence[str] = ()) -> str:
     if not one.n:
         return f"{when}: no outputs that count"
     by = ", ".join(f"{name} {count:,}" for name, count in zip(versions, one.volumes, strict=False) if count)
+    behind = f"; {by}" if by else ""
+    if one.flagged is None:
+        return f"{when}: {one.n:,} count, too few to show their rate{behind}"
     return (
         f"{when}: CMER {percent(one.rate)} ({percent(one.low)} to {percent(one.high)}), "
-        f"{one.flagged:,} flagged of {one.n:,}" + (f"; {by}" if by else "")
+        f"{one.flagged:,} flagged of {one.n:,}{behind}"
     )
 
 

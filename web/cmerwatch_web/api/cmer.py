@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 import sqlalchemy as sa
@@ -11,7 +13,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse
 from sqlalchemy import orm
 
-from cmerwatch import cmer_series, errors, models, policies, shapes
+from cmerwatch import blindness, cmer_series, errors, models, policies, shapes
 from cmerwatch_web import deps
 from cmerwatch_web.api import events, times
 
@@ -40,7 +42,9 @@ def get_cmer(
     Rates of different checkers are never added up; `checkers` lists all that counted in the window, and since when.
     Each output counts as it was decided when it was checked; `policy_changes` says when that changed in the window.
     With `policy_version` only that version's decisions count, and what another decided is `undecided`. An answer of
-    more than 10 000 rows is refused: ask for wider buckets, a shorter time or a narrower slice.
+    more than 10 000 rows is refused: ask for wider buckets, a shorter time or a narrower slice. With blind reviews,
+    `flagged`, `cmer`, `uer`, their intervals and `sim_quartiles` are null for reviewers where fewer than 50 outputs
+    count.
     """
     known = ("from", "to", "bucket", "group_by", "checker", "policy_version", *shapes.DIMENSIONS)
     events.require_known(request, known)
@@ -62,13 +66,8 @@ def get_cmer(
         policy_version=None if policy_version is None else _policy(session, principal.project_id, policy_version),
         most=MOST_ROWS + 1,
     )
-    if len(rows) > MOST_ROWS:
-        raise errors.Invalid(
-            f"This would answer with more than {MOST_ROWS:,} rows. Ask for a wider `bucket`, a shorter time between "
-            "`from` and `to`, fewer dimensions in `group_by`, or one value of a dimension.",
-            field="group_by" if groups else "bucket",
-            limit=MOST_ROWS,
-        )
+    _require_room(rows, groups)
+    fewest = blindness.fewest(session, principal)
     answer = {
         "from": first.isoformat(),
         "to": last.isoformat(),
@@ -80,9 +79,19 @@ def get_cmer(
             {"version": one.version, "at": one.created_at.isoformat()}
             for one in policies.changes(session, principal.project_id, first, last)
         ],
-        "rows": [_rate(row) for row in rows],
+        "rows": [_rate(replace(row, fewest=fewest)) for row in rows],
     }
     return JSONResponse(answer)
+
+
+def _require_room(rows: Sequence[cmer_series.CmerRow], groups: Sequence[str]) -> None:
+    if len(rows) > MOST_ROWS:
+        raise errors.Invalid(
+            f"This would answer with more than {MOST_ROWS:,} rows. Ask for a wider `bucket`, a shorter time between "
+            "`from` and `to`, fewer dimensions in `group_by`, or one value of a dimension.",
+            field="group_by" if groups else "bucket",
+            limit=MOST_ROWS,
+        )
 
 
 def _seen(one: cmer_series.Seen) -> dict[str, Any]:
@@ -110,20 +119,20 @@ def _policy(session: orm.Session, project_id: uuid.UUID, number: int) -> int:
 
 def _rate(row: cmer_series.CmerRow) -> dict[str, Any]:
     """No interval without an n: (0, 1) would look like a measurement."""
-    low, high = row.cmer.interval if row.n else (None, None)
+    low, high = row.cmer.interval if row.cmer.n else (None, None)
     uer_low, uer_high = row.uer.interval if row.uer.n else (None, None)
     return {
         "start": row.start.isoformat(),
         **row.group,
         "n": row.n,
         "scored": row.scored,
-        "flagged": row.flagged,
+        "flagged": row.flagged_shown,
         "cmer": row.cmer.value,
         "low": low,
         "high": high,
         "coverage": row.coverage,
         "uer": row.uer.value,
-        "uer_n": row.uer.n,
+        "uer_n": row.decided,
         "uer_low": uer_low,
         "uer_high": uer_high,
         "sim_quartiles": row.sim_quartiles,

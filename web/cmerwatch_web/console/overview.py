@@ -57,21 +57,22 @@ def overview(request: Request, session: auth.Session, viewer: auth.Viewer) -> Re
     read = Reader(session, viewer.project_id, checker.id if checker else None)
     bucket = series.bucket(view)[0]
     counts = read.counts(view, bucket, "model_version")
-    total = series.add(counts, view.start)
+    fewest = blindness.fewest(session, viewer)
+    total = replace(series.add(counts, view.start), fewest=fewest)
     context: dict[str, Any] = {
         "viewer": viewer,
         "view": view,
         "total": total,
         "checker": checker,
         "in_use": in_use,
-        "is_kept": blindness.keeps(session, viewer, None),
+        "fewest": fewest,
         "misfit": policies.misfit_now(session, viewer.project_id, checker),
     }
     if not total.accepted and not view.filters and not has_events(session, viewer):
         return pages.render(request, "first_run.html", **context)
     similarity = read.rows(view, bucket)
-    quartiles = series.add(similarity, view.start).sim_quartiles
-    made = series.make(counts, similarity, view, _palette(read, view, counts))
+    quartiles = replace(series.add(similarity, view.start), fewest=fewest).sim_quartiles
+    made = series.make(counts, similarity, view, _palette(read, view, counts), fewest)
     changes = policies.changes(session, viewer.project_id, view.start, view.end)
     seen = cmer_series.checkers(session, viewer.project_id, view.start, view.end)
     markers = [*made.markers, *series.policy_markers(changes), *series.checker_markers(seen, checker)]
@@ -87,7 +88,7 @@ def overview(request: Request, session: auth.Session, viewer: auth.Viewer) -> Re
         timeline=charts.timeline(made.bins, made.versions, markers, _summary(total, view)),
         quartiles=quartiles,
         quartiles_chart=charts.quartiles(made.bins, _similarity_summary(quartiles)),
-        tables=[_table(read, view, name, shown_in_full == name) for name in TABLES],
+        tables=[_table(read, view, name, shown_in_full == name, fewest) for name in TABLES],
     )
 
 
@@ -155,13 +156,13 @@ def _palette(read: Reader, view: View, counts: Sequence[CmerRow]) -> list[str]:
     return sorted(biggest, key=lambda name: (not name, name))
 
 
-def _table(read: Reader, view: View, dimension: str, in_full: bool) -> Table:
-    """All values of the dimension within the rest of the slice, worst first: by the interval's lower end, because
-    the rate alone would put one unlucky event of one on top."""
+def _table(read: Reader, view: View, dimension: str, in_full: bool, fewest: int) -> Table:
+    """All values of the dimension within the rest of the slice, worst first: by the interval's lower end, and those of
+    few outputs after the others, because one unlucky output of one has a lower end of 21 %."""
     around = view.widened(dimension)
-    rows = read.counts(around, "all", dimension)
+    rows = [replace(row, fewest=fewest) for row in read.counts(around, "all", dimension)]
     chosen = view.chosen.get(dimension)
-    rows.sort(key=lambda row: (-row.cmer.interval[0] if row.n else 1.0, -(row.cmer.value or 0), -row.accepted))
+    rows.sort(key=_place)
     kept = rows if in_full else rows[:ROWS]
     if chosen is not None and not any(row.group[dimension] == chosen for row in kept):
         kept = [*kept, *(row for row in rows if row.group[dimension] == chosen)]
@@ -175,10 +176,16 @@ def _table(read: Reader, view: View, dimension: str, in_full: bool) -> Table:
     )
 
 
+def _place(row: CmerRow) -> tuple[bool, float, float, int]:
+    """By what the reader is shown: the order must not tell a rate that is kept."""
+    worst = -row.cmer.interval[0] if row.cmer.n else 1.0
+    return row.n < charts.FEW, worst, -(row.cmer.value or 0), -row.accepted
+
+
 def _scale(rows: Sequence[CmerRow]) -> float:
     """The right end of a table's whiskers: over every rate, and over the intervals of rows with enough events."""
-    reach = [row.cmer.value or 0.0 for row in rows if row.n]
-    reach += [row.cmer.interval[1] for row in rows if row.n >= charts.FEW]
+    reach = [row.cmer.value or 0.0 for row in rows if row.cmer.n]
+    reach += [row.cmer.interval[1] for row in rows if row.cmer.n >= charts.FEW]
     return max(0.02, *reach) if reach else 1.0
 
 
@@ -198,6 +205,8 @@ def _line(row: CmerRow, dimension: str, around: View, chosen: str | None, top: f
 def _summary(total: CmerRow, view: View) -> str:
     low, high = total.cmer.interval
     when = f"{view.start:%d %B %H:%M} to {view.end:%d %B %H:%M} UTC"
+    if not total.cmer.n:
+        return f"CMER from {when}: no rate to show, n {total.n:,}. The table below has every point."
     return (
         f"CMER from {when}: {charts.percent(total.cmer.value)} overall, "
         f"95% interval {charts.percent(low)} to {charts.percent(high)}, n {total.n:,}. The table below has every point."
@@ -206,5 +215,5 @@ def _summary(total: CmerRow, view: View) -> str:
 
 def _similarity_summary(found: tuple[float, float, float] | None) -> str:
     if found is None:
-        return "No similarity yet."
+        return "No similarity to show."
     return "Similarity over time; overall lower quartile {:.3f}, median {:.3f}, upper quartile {:.3f}.".format(*found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cmerwatch import cmer_series, intervals, models
 from cmerwatch.cmer_series import CmerRow
@@ -52,15 +52,21 @@ def add(rows: Iterable[CmerRow], start: dt.datetime) -> CmerRow:
     )
 
 
-def make(counts: Sequence[CmerRow], similarity: Sequence[CmerRow], view: View, versions: Sequence[str]) -> Series:
-    """`counts` are by bucket and model version, `similarity` by bucket with histograms."""
+def make(
+    counts: Sequence[CmerRow], similarity: Sequence[CmerRow], view: View, versions: Sequence[str], fewest: int = 0
+) -> Series:
+    """`counts` are by bucket and model version, `similarity` by bucket with histograms; points of fewer outputs than
+    `fewest` have no rate."""
     seconds = bucket(view)[1]
     width = dt.timedelta(seconds=seconds * _wide(counts, view, seconds))
     of_counts, of_similarity = _by_point(counts, view.start, width), _by_point(similarity, view.start, width)
     bins, start, i = [], view.start, 0
     while start < view.end:
         end = min(start + width, view.end)
-        bins.append(_bin(of_counts.get(i, ()), of_similarity.get(i, ()), start, end, versions))
+        of_bin = of_counts.get(i, ())
+        total = replace(add(of_bin, start), fewest=fewest)
+        quartiles = replace(add(of_similarity.get(i, ()), start), fewest=fewest).sim_quartiles
+        bins.append(_bin(total, end, quartiles, _volumes(of_bin, versions)))
         start, i = end, i + 1
     names = [text.visible(name) or "(none)" for name in versions] + ["others"]
     legend = [(i, name) for i, name in enumerate(names) if any(one.volumes[i] for one in bins)]
@@ -93,25 +99,16 @@ def _wide(rows: Sequence[CmerRow], view: View, seconds: int) -> int:
 
 
 def _bin(
-    counts: Sequence[CmerRow],
-    similarity: Sequence[CmerRow],
-    start: dt.datetime,
-    end: dt.datetime,
-    versions: Sequence[str],
+    total: CmerRow, end: dt.datetime, quartiles: tuple[float, float, float] | None, volumes: tuple[int, ...]
 ) -> charts.Bin:
-    n, flagged = sum(row.n for row in counts), sum(row.flagged for row in counts)
-    by_version = [sum(row.accepted for row in counts if row.group["model_version"] == name) for name in versions]
-    low, high = intervals.wilson(flagged, n)
-    return charts.Bin(
-        start=start,
-        end=end,
-        n=n,
-        flagged=flagged,
-        low=low,
-        high=high,
-        volumes=(*by_version, sum(row.accepted for row in counts) - sum(by_version)),
-        quartiles=add(similarity, start).sim_quartiles,
-    )
+    low, high = total.cmer.interval
+    return charts.Bin(total.start, end, total.n, total.flagged_shown, low, high, volumes, quartiles)
+
+
+def _volumes(rows: Sequence[CmerRow], versions: Sequence[str]) -> tuple[int, ...]:
+    """What was accepted of each version, and of all others together."""
+    by_version = [sum(row.accepted for row in rows if row.group["model_version"] == name) for name in versions]
+    return (*by_version, sum(row.accepted for row in rows) - sum(by_version))
 
 
 def _markers(rows: Sequence[CmerRow], versions: Sequence[str], bins: Sequence[charts.Bin]) -> list[charts.Marker]:
