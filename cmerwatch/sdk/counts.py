@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 log = logging.getLogger("cmerwatch")
@@ -36,14 +37,19 @@ class Counts:
         self._last_error: str | None = None
         self._warned: dict[str, float] = {}
 
-    def add(self, outcome: str, error: str | None = None) -> None:
-        """outcome: sent, duplicates or rejected."""
+    def add(self, outcome: str) -> None:
+        """outcome: sent or duplicates."""
         with self._lock:
             self._totals[outcome] += 1
-            if error:
-                self._last_error = error
-        if outcome == "rejected":
-            self.warn("rejected", "cmerwatch: the server rejected an event: %s", error)
+
+    def reject(self, error: str, sentence: Callable[[], str]) -> None:
+        """sentence: the server's own words, asked for only where a line is logged, since it reads the whole event."""
+        with self._lock:
+            self._totals["rejected"] += 1
+            self._last_error = error
+            news = self._is_news("rejected")
+        if news:
+            log.warning("cmerwatch: the server rejected an event: %s", ": ".join(filter(None, [error, sentence()])))
 
     def drop(self, reason: str, events: int = 1, detail: str = "") -> None:
         """detail: what was wrong, naming the field; never its value."""

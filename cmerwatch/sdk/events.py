@@ -3,6 +3,7 @@
 import codecs
 import json
 import math
+import operator
 import os
 import random
 import time
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, TypedDict
+from uuid import UUID
 
 codecs.lookup("utf-16-le")  # loaded now: the sending thread must import nothing, see config._transport
 MAX_IMAGES = 16
@@ -60,6 +62,20 @@ TEXTS = (
     "response_id",
     "trace_id",
     "confidence_status",
+)
+# What the server has words for; where there are log-probabilities the first three say what they are.
+STATUSES = (
+    "present",
+    "raw_logprobs",
+    "processed_logprobs",
+    "reported_by_app",
+    "not_reported",
+    "not_requested",
+    "unsupported_by_provider",
+    "unsupported_by_model",
+    "dropped_by_framework",
+    "constant_logprobs",
+    "error",
 )
 
 
@@ -153,8 +169,8 @@ def glance(given: Mapping[str, Any]) -> None:
 
 
 def build(given: Mapping[str, Any], images: list[Image]) -> Event:
-    """Raises Invalid for logprobs or tokens that no server would take."""
-    texts = {name: str(given[name]) for name in TEXTS if name in given}
+    """Raises Invalid for names, logprobs or tokens that no server would take."""
+    texts = {name: _text(name, given[name]) for name in TEXTS if name in given}
     logprobs = _floats(given.get("logprobs"))
     tokens = _strings(given.get("tokens"))
     if logprobs is not None and tokens is not None and len(logprobs) != len(tokens):
@@ -201,6 +217,19 @@ def _fraction(name: str, value: object) -> None:
         inside = False
     if not inside:
         raise Invalid(f"{name} must be a number in [0, 1]")
+
+
+def _text(name: str, value: Any) -> str:
+    """Ids of customers and traces are often whole numbers or UUIDs; str() of anything else is no name."""
+    if isinstance(value, str):
+        return str.__str__(value)  # the text of an enum's member, not what the enum calls it
+    try:
+        if not isinstance(value, bool):
+            return str(value if isinstance(value, UUID) else operator.index(value))
+    except TypeError:
+        pass
+    kind = type(value).__name__
+    raise Invalid(f"{name} must be a string (a whole number or a UUID is sent as one), not {kind}")
 
 
 def _number(value: Any) -> float | None:

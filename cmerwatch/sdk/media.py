@@ -105,7 +105,7 @@ def _decode_data_uri(uri: str) -> bytes:
 
 def _decode_slice(encoded: bytes) -> bytes:
     time.sleep(1e-6)  # lets go of the GIL: a thread of the app that waits for it would else do so for 5 ms
-    return binascii.a2b_base64(encoded)
+    return binascii.a2b_base64(encoded, strict_mode=True)  # else junk is skipped, and what is left is no picture
 
 
 def _read(path: str | os.PathLike[str]) -> bytes:

@@ -1,12 +1,12 @@
 """The sending thread: prepares events one at a time, sends them in batches, and settles each by its answer."""
 
+import functools
 import random
-import re
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cmerwatch.sdk import events, media
+from cmerwatch.sdk import events, media, refusals
 from cmerwatch.sdk.counts import Counts
 from cmerwatch.sdk.events import Event, Image, Invalid, Prepared
 from cmerwatch.sdk.known import Known
@@ -25,7 +25,6 @@ LAST_AFTER_FAILURES = 4
 REFUSED_KEY = frozenset({401, 403})
 SPLIT = frozenset({400, 413, 422})
 TRY_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
-CODE = re.compile(r"[a-z0-9_.\[\]]{1,64}")
 
 
 class _Withheld(Exception):
@@ -93,6 +92,7 @@ class Sender:
         try:
             event = self._redact(_build(self._complete(item)))
             item.prepared = _pack(event)
+            self._question(event)
         except Invalid as error:
             self._drop(item, "invalid", str(error))
             return None
@@ -106,6 +106,12 @@ class Sender:
         item.late = dict  # the picture as the app gave it may go
         self._pending.resize(item, _upload_size(item.prepared) + 1000)  # 1000: the objects around it
         return item.prepared
+
+    def _question(self, event: Event) -> None:
+        """A misspelt status would stand beside the right ones for ever; it costs no event."""
+        if event.confidence_status not in (None, *events.STATUSES):
+            known = ", ".join(events.STATUSES)
+            self._counts.warn("status", "cmerwatch: confidence_status is sent as given, but is none of %s", known)
 
     def _redact(self, event: Event) -> Event:
         if self._before_send is None:
@@ -156,14 +162,15 @@ class Sender:
                     self._known.accept(sha256)
                 self._counts.add("sent" if status == "accepted" else "duplicates")
                 self._pending.settle(item)
-            elif _code(result) == "image_unknown" and hashes and not item.resent:
+            elif refusals.code(result) == "image_unknown" and hashes and not item.resent:
                 # Retention or another server behind the same address: it had the picture once and has it no more.
                 for sha256 in hashes:
                     self._known.forget(sha256)
                 item.resent = True
                 again.append(item)
             else:
-                self._counts.add("rejected", _reason(result))
+                sent = item.prepared.json if item.prepared is not None else b"{}"
+                self._counts.reject(refusals.reason(result), functools.partial(refusals.sentence, result, sent))
                 self._pending.settle(item)
         self._deliver(again)
 
@@ -199,9 +206,8 @@ class Sender:
 
     def _halt(self, batch: list[Item], answer: Answer) -> None:
         """A key that is refused stays refused: stop for good rather than knock for ever."""
-        self._counts.drop(
-            "unauthorized", len(batch), f"the server refused the api key (HTTP {answer.status}); nothing more is sent"
-        )
+        said = f"the server refused the api key (HTTP {answer.status}); nothing more is sent; {refusals.NEW_KEY}"
+        self._counts.drop("unauthorized", len(batch), said)
         for item in batch:
             self._pending.settle(item)
         self._pending.abandon("unauthorized")
@@ -248,18 +254,3 @@ def _results(batch: Sequence[Item], answer: Answer) -> Sequence[dict[str, Any]]:
         return results
     # An error for the whole request; or a page that is not ours, where "sent" would be a lie.
     return [{"status": "rejected", "http": answer.status, "error": answer.body.get("error")}] * len(batch)
-
-
-def _code(result: dict[str, Any]) -> str:
-    error = result.get("error")
-    code = error.get("code") if isinstance(error, dict) else error
-    return code if isinstance(code, str) and CODE.fullmatch(code) else ""
-
-
-def _reason(result: dict[str, Any]) -> str:
-    """Code and field only: the server's sentence might quote the prompt, and this ends in logs."""
-    error = result.get("error")
-    details = error.get("details") if isinstance(error, dict) else None
-    named = details.get("field") if isinstance(details, dict) else None
-    field = f" ({named})" if isinstance(named, str) and CODE.fullmatch(named) else ""
-    return (_code(result) or f"HTTP {result.get('http', 'answer not understood')}") + field

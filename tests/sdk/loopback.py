@@ -42,6 +42,7 @@ class LoopbackServer:
         self.script: deque[Reply] = deque()
         self.max_body = 32 << 20
         self.reject: dict[str, str] = {}  # event_id -> error code
+        self.says = "quotes {output}"  # the sentence of a rejection
         self.arrived = threading.Condition()
         owner = self
 
@@ -93,7 +94,7 @@ class LoopbackServer:
         name = event["event_id"]
         code = self.reject.get(name) or self._unknown_image(event)
         if code:
-            error = {"code": code, "message": f"quotes {event['output']}", "details": {"field": "images"}}
+            error = {"code": code, "message": self.says.format(**event), "details": {"field": "images"}}
             return {"id": name, "status": "rejected", "error": error}
         status = "duplicate" if name in self.events else "accepted"
         self.events[name] = event

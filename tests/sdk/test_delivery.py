@@ -246,6 +246,8 @@ def test_a_refused_key_stops_the_sending_with_one_warning(
     assert len(server.posts()) == 1
     assert client.stats().dropped == {"unauthorized": 6}
     assert [message for message in caplog.messages if "refused the api key" in message] == caplog.messages[:1]
+    assert "Settings, Keys" in caplog.messages[0]
+    assert "cmerwatch key create --project <slug> --scope ingest" in caplog.messages[0]
     assert client.flush(), "nothing waits"
 
 

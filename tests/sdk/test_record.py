@@ -1,6 +1,7 @@
 """What arrives at the server when an app records an event."""
 
 import datetime
+import enum
 import hashlib
 import logging
 import uuid
@@ -15,7 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image as PillowImage
 
 import cmerwatch
+from cmerwatch.sdk import events as sdk_events
 from cmerwatch.sdk.testing import MemoryTransport
+from cmerwatch_web.console import words
 from tests.sdk.loopback import LoopbackServer
 
 JPEG = b"\xff\xd8\xff\xe0" + b"picture" * 40
@@ -195,8 +198,14 @@ BAD = [
     ("image", event(image=b"")),
     ("image", event(image="/no/such/file.png")),
     ("image", event(image="/dev/null")),
-    ("image", event(image="data:image/png;base64,!!!!!")),
+    ("base64", event(image="data:image/png;base64,!!!!!")),
+    ("base64", event(image="data:image/png;base64,aGVs--__bG8=")),
     ("image", event(image="data:text/plain,hello")),
+    ("prompt_type", event(prompt_type=3.5)),
+    ("customer", event(customer=True)),
+    ("model", event(model=["a"])),
+    ("trace_id", event(trace_id=b"abc")),
+    ("confidence_status", event(confidence_status={"status": "error"})),
     ("image", event(image={"sha256": "abc"})),
     ("image", event(image={"url": "file:///etc/passwd"})),
     ("confidence", event(confidence=3.0)),
@@ -224,6 +233,52 @@ def test_a_wrong_argument_is_counted_and_named_and_never_raised(
     assert field in caplog.messages[0]
     assert "A red circle" not in caplog.text
     assert server.posts() == []
+
+
+class Kind(enum.Enum):
+    COUNT = "count"
+
+
+class Named(str, enum.Enum):  # noqa: UP042 - whose str() is not its value, unlike a StrEnum's
+    COUNT = "count"
+
+
+@pytest.mark.parametrize("given, stored", [(3, "3"), (uuid.UUID(int=7), str(uuid.UUID(int=7))), (Named.COUNT, "count")])
+def test_a_whole_number_a_uuid_and_an_enum_of_strings_are_sent_as_strings(
+    given: Any, stored: str, client: cmerwatch.Client, server: LoopbackServer
+) -> None:
+    event_id = client.record(**event(customer=given))
+    assert client.flush()
+    assert server.events[event_id]["customer"] == stored
+
+
+def test_a_value_that_is_no_string_is_refused_by_its_type_and_never_quoted(
+    client: cmerwatch.Client, server: LoopbackServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    client.record(**event(prompt_type=Kind.COUNT))
+    assert client.flush()
+    assert client.stats().last_error == (
+        "invalid: prompt_type must be a string (a whole number or a UUID is sent as one), not Kind"
+    )
+    assert server.posts() == []
+
+
+def test_a_status_that_nobody_knows_is_sent_with_one_warning_that_lists_those_known(
+    client: cmerwatch.Client, server: LoopbackServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    odd = client.record(**event(confidence_status="huh"))
+    client.record(**event(confidence_status="huh"))
+    client.record(**event(confidence_status="not_requested"))
+    assert client.flush()
+    assert server.events[odd]["confidence_status"] == "huh"
+    (line,) = caplog.messages
+    assert "confidence_status" in line
+    assert "not_requested" in line
+    assert "huh" not in line
+
+
+def test_the_statuses_known_to_the_sdk_are_those_the_console_has_words_for() -> None:
+    assert set(sdk_events.STATUSES) == words.CONFIDENCE_STATUS.keys()
 
 
 def test_a_misspelt_field_is_named_and_the_event_still_sent(
