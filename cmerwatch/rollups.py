@@ -4,142 +4,52 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import sqlalchemy as sa
 from sqlalchemy import orm
 
-from cmerwatch import intervals
-from cmerwatch.shapes import BUCKET_SECONDS, COUNTS, DIMENSIONS, Decided
+from cmerwatch import tallies
+from cmerwatch.shapes import BUCKET_SECONDS, DIMENSIONS, Decided
+from cmerwatch.tallies import COLUMNS, KEY, Key, Tally
 
-COLUMNS = (*COUNTS, "late_scored", "late_n", "late_flagged")
-KEY = ("project_id", "bucket", *DIMENSIONS, "checker_id", "policy_version")
 MARGIN_KEY = ("project_id", "dimension", "bucket", "value", "checker_id", "policy_version", "again")
 GRAINS = {"5m": 300, "1h": 3600, "1d": 86_400}
-
-Key = tuple[Any, ...]
-
-
-class Tally:
-    """The additive columns of one key: what is not 0. Histograms as {bin: count}, since a batch touches few bins."""
-
-    __slots__ = ("counts", "score_hist", "sim_hist")
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.sim_hist: Counter[int] = Counter()
-        self.score_hist: Counter[int] = Counter()
-
-    def count(self, decided: Decided) -> None:
-        """Add one check. n counts scored events with a known confidence and a decision; low counts all low scores."""
-        result, counts = decided.result, self.counts
-        counts[result.outcome] += 1
-        if result.outcome != "scored" or result.similarity is None:
-            return
-        self.sim_hist[intervals.sim_bin(result.similarity)] += 1
-        if result.event.is_late:
-            counts["late_scored"] += 1
-        if decided.decision.is_decided:
-            self._count_decision(decided)
-        else:
-            counts["undecided"] += 1
-
-    def settle(self, decided: Decided) -> None:
-        """Move one check that was counted as undecided to what its decision says."""
-        self.counts["undecided"] -= 1
-        self._count_decision(decided)
-
-    def leave(self, decided: Decided) -> None:
-        """Take one check back that `count` had added."""
-        one = Tally()
-        one.count(decided)
-        self.counts.subtract(one.counts)
-        self.sim_hist.subtract(one.sim_hist)
-        self.score_hist.subtract(one.score_hist)
-
-    def _count_decision(self, decided: Decided) -> None:
-        result, decision = decided.result, decided.decision
-        event, counts = result.event, self.counts
-        if decision.low_similarity:
-            counts["low"] += 1
-        if event.confidence is None:
-            counts["low_unconfirmed"] += decision.low_similarity
-            return
-        counts["n"] += 1
-        if decision.flagged:
-            counts["flagged"] += 1
-        if event.is_late:
-            counts["late_n"] += 1
-            counts["late_flagged"] += decision.flagged
-        if event.confidence > decision.conf_threshold and result.score is not None:
-            self.score_hist[intervals.score_bin(result.score)] += 1
-
-    def merge(self, other: Tally) -> None:
-        _add_to(self.counts, other.counts)
-        _add_to(self.sim_hist, other.sim_hist)
-        _add_to(self.score_hist, other.score_hist)
-
-
-def _add_to(counter: Counter[Any], other: Counter[Any]) -> None:
-    """`Counter.update`, without what that costs before it begins."""
-    get = counter.get
-    for name, value in other.items():
-        if value:
-            counter[name] = get(name, 0) + value
 
 
 def add(session: orm.Session, decided: Sequence[Decided]) -> None:
     """Upsert the increments of exactly these checks into the tables of every grain, by slice and by margin."""
-    _add(session, tally(decided))
+    _add(session, tallies.take(decided))
 
 
 def settle(session: orm.Session, decided: Sequence[Decided]) -> None:
     """Checks that were added as undecided, and now are decided under the policy version they were added with."""
-    _add(session, tally(decided, Tally.settle))
+    _add(session, tallies.take(decided, Tally.settle))
 
 
 def move(session: orm.Session, before: Sequence[Decided], after: Sequence[Decided]) -> None:
     """The same checks from the keys they were added with to those they have now, in one upsert: one order of locks."""
-    moved = tally(before, Tally.leave)
-    for key, one in tally(after).items():
+    moved = tallies.take(before, Tally.leave)
+    for key, one in tallies.take(after).items():
         moved.setdefault(key, Tally()).merge(one)
     _add(session, moved)
 
 
 def add_again(session: orm.Session, decided: Sequence[Decided]) -> None:
     """Checks that were counted under an earlier version already: beside the rollups, which count each output once."""
-    _add(session, tally(decided), again=True)
+    _add(session, tallies.take(decided), again=True)
 
 
-def _add(session: orm.Session, tallies: Mapping[Key, Tally], again: bool = False) -> None:
-    if not tallies:
-        return
-    rows = [
-        dict(zip(KEY, key, strict=True))
-        | one.counts
-        | {"sim_hist": _array(one.sim_hist), "score_hist": _array(one.score_hist)}
-        for key, one in tallies.items()
-    ]
-    session.execute(_UPSERT_AGAIN if again else _UPSERT, {"rows": json.dumps(rows, default=str)})
-
-
-def tally(decided: Iterable[Decided], count: Callable[[Tally, Decided], None] = Tally.count) -> dict[Key, Tally]:
-    found: dict[Key, Tally] = {}
-    for one in decided:
-        event = one.result.event
-        key = (event.project_id, event.bucket, *event.slice, one.checker_id, one.decision.policy_version)
-        of_key = found.get(key)
-        if of_key is None:
-            of_key = found[key] = Tally()
-        count(of_key, one)
-    return found
+def _add(session: orm.Session, taken: Mapping[Key, Tally], again: bool = False) -> None:
+    if taken:
+        rows = json.dumps(tallies.rows(taken), default=str)
+        session.execute(_UPSERT_AGAIN if again else _UPSERT, {"rows": rows})
 
 
 # Nobody asks for scores but by slice.
 _HISTS: dict[Sequence[str], Sequence[str]] = {KEY: ("sim_hist", "score_hist"), MARGIN_KEY: ("sim_hist",)}
 _TYPES = {"project_id": "uuid", "bucket": "timestamptz", "checker_id": "int", "policy_version": "int"}
+_EPOCH = "timestamptz '2000-01-01 00:00Z'"
 _MARGIN_OF = "CROSS JOIN LATERAL (VALUES ('', ''), " + ", ".join(f"('{d}', {d})" for d in DIMENSIONS) + ")"
 _MARGIN_OF += " AS margin (dimension, value)"
 
@@ -152,7 +62,7 @@ def _upsert(kind: str) -> str:
     """
     counts = ", ".join(f"coalesce({name}, 0) AS {name}" for name in COLUMNS)
     types = [f"{name} {_TYPES.get(name, 'text')}" for name in KEY] + [f"{name} int" for name in COLUMNS]
-    types += ["sim_hist int[]", "score_hist int[]"]
+    types += ["sim_hist int[]", "score_hist int[]", "margins jsonb"]
     parts = []
     for grain, seconds in GRAINS.items():
         parts += [
@@ -160,27 +70,29 @@ def _upsert(kind: str) -> str:
             f"margins_{grain} AS ({_insert(f'margins_{grain}', MARGIN_KEY, 'sums', seconds)})",
         ]
     return f"""
-        WITH slices AS MATERIALIZED (
-            SELECT {", ".join(KEY)}, {counts}, sim_hist, score_hist
+        WITH counted AS MATERIALIZED (
+            SELECT {", ".join(KEY)}, {counts}, sim_hist, score_hist, margins
             FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r({", ".join(types)})
+        ), slices AS (
+            SELECT * FROM counted WHERE endpoint IS NOT NULL
         ), sums AS MATERIALIZED (
-            {_grouped(MARGIN_KEY, "slices " + _MARGIN_OF, {"again": str(kind == "redecided").lower()})}
+            SELECT counted.*, {str(kind == "redecided").lower()} AS again, margin.key AS dimension, margin.value
+            FROM counted, jsonb_each_text(margins) AS margin
         ), {", ".join(parts)}
         SELECT
     """
 
 
-def _grouped(key: Sequence[str], source: str, instead: Mapping[str, str]) -> str:
-    """Rows added up by a key, of which some columns are written otherwise."""
-    names = ", ".join(f"{instead.get(name, name)} AS {name}" for name in key)
+def _widened(key: Sequence[str], source: str, seconds: int) -> str:
+    """Rows of 5 minutes added up over wider buckets. A histogram alone in its bucket stays as it is, at no cost."""
+    names = ", ".join(f"date_bin('{seconds} seconds', bucket, {_EPOCH}) AS bucket" if n == "bucket" else n for n in key)
     sums = [f"sum({name})::int AS {name}" for name in COLUMNS] + [f"cmw_sum({name}) AS {name}" for name in _HISTS[key]]
     return f"SELECT {names}, {', '.join(sums)} FROM {source} GROUP BY {', '.join(str(1 + i) for i in range(len(key)))}"
 
 
 def _insert(table: str, key: Sequence[str], source: str, seconds: int) -> str:
     columns = ", ".join((*key, *COLUMNS, *_HISTS[key]))
-    wider = f"date_bin('{seconds} seconds', bucket, timestamptz '2000-01-01 00:00Z')"
-    rows = source if seconds == BUCKET_SECONDS else f"({_grouped(key, source, {'bucket': wider})}) AS wider"
+    rows = source if seconds == BUCKET_SECONDS else f"({_widened(key, source, seconds)}) AS wider"
     sums = [f"{name} = t.{name} + excluded.{name}" for name in COLUMNS]
     sums += [f"{name} = cmw_add(t.{name}, excluded.{name})" for name in _HISTS[key]]
     names = ", ".join(key)
@@ -191,14 +103,6 @@ def _insert(table: str, key: Sequence[str], source: str, seconds: int) -> str:
 
 
 _UPSERT, _UPSERT_AGAIN = sa.text(_upsert("rollups")), sa.text(_upsert("redecided"))
-
-
-def _array(hist: Counter[int]) -> str:
-    """As Postgres writes an array, from the first bin to the last that has something, subscripts counted from 1."""
-    if not hist:
-        return "{}"
-    low, high = min(hist), max(hist)
-    return f"[{low + 1}:{high + 1}]={{{','.join([str(hist[at]) for at in range(low, high + 1)])}}}"
 
 
 def differences(session: orm.Session, project_id: uuid.UUID) -> list[str]:
@@ -353,7 +257,7 @@ def _stale() -> str:
     """
 
 
-_DAY = "date_bin('1 day', bucket, timestamptz '2000-01-01 00:00Z')"
+_DAY = f"date_bin('1 day', bucket, {_EPOCH})"
 _STALE = sa.text(_stale())
 
 

@@ -28,11 +28,9 @@ DAY = "date_bin('1 day', bucket, timestamptz '2000-01-01 00:00Z')"
 _ADD = """
 CREATE OR REPLACE FUNCTION cmw_add(a int[], b int[]) RETURNS int[] LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS
 $$
-DECLARE y int; i int := coalesce(array_lower(b, 1), 1) - 1;
 BEGIN
-    FOREACH y IN ARRAY b LOOP
-        i := i + 1;
-        IF y <> 0 THEN a[i] := coalesce(a[i], 0) + y; END IF;
+    FOR i IN coalesce(array_lower(b, 1), 1)..coalesce(array_upper(b, 1), 0) LOOP
+        IF b[i] <> 0 THEN a[i] := coalesce(a[i], 0) + b[i]; END IF;
     END LOOP;
     RETURN a;
 END

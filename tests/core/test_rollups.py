@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import orm
 
-from cmerwatch import cmer_series, db, intervals, models, rollups
+from cmerwatch import cmer_series, db, intervals, models, rollups, tallies
 from cmerwatch.shapes import Decided, Slice
 from tests import factories
 
@@ -30,12 +30,12 @@ CHECKS = st.builds(
 
 def counted(*checks: Decided) -> dict[str, int]:
     """What is not 0."""
-    [one] = rollups.tally(checks).values()
+    [one] = tallies.take(checks).values()
     return {name: value for name, value in one.counts.items() if value}
 
 
-def plain(tallies: dict[rollups.Key, rollups.Tally]) -> dict[rollups.Key, object]:
-    return {key: (one.counts, one.sim_hist, one.score_hist) for key, one in tallies.items()}
+def plain(taken: dict[tallies.Key, tallies.Tally]) -> dict[tallies.Key, object]:
+    return {key: (one.counts, one.sim_hist, one.score_hist) for key, one in taken.items()}
 
 
 # One check
@@ -80,7 +80,7 @@ def test_late_events_are_counted_and_marked() -> None:
 
 def test_only_gated_events_are_in_the_histogram_of_scores() -> None:
     """CMER at any other score threshold is read from it, for the confidence threshold in force."""
-    [one] = rollups.tally(
+    [one] = tallies.take(
         [factories.decided(0.015), factories.decided(0.015, confidence=0.5), factories.decided(0.015, confidence=None)]
     ).values()
     assert one.score_hist[1] == one.score_hist.total() == 1
@@ -92,7 +92,7 @@ def test_only_gated_events_are_in_the_histogram_of_scores() -> None:
 
 @given(st.lists(CHECKS, max_size=30))
 def test_histograms_hold_every_scored_check_once(checks: list[Decided]) -> None:
-    for one in rollups.tally(checks).values():
+    for one in tallies.take(checks).values():
         counts = one.counts
         assert one.sim_hist.total() == counts["scored"]
         assert one.score_hist.total() <= counts["n"] <= counts["scored"] - counts["undecided"]
@@ -102,18 +102,18 @@ def test_histograms_hold_every_scored_check_once(checks: list[Decided]) -> None:
 
 @given(st.lists(st.lists(CHECKS, max_size=10), min_size=1, max_size=4))
 def test_merging_in_any_grouping_is_counting_at_once(batches: list[list[Decided]]) -> None:
-    forward: dict[rollups.Key, rollups.Tally] = {}
+    forward: dict[tallies.Key, tallies.Tally] = {}
     for batch in batches:
-        for key, one in rollups.tally(batch).items():
-            forward.setdefault(key, rollups.Tally()).merge(one)
-    backward: dict[rollups.Key, rollups.Tally] = {}
+        for key, one in tallies.take(batch).items():
+            forward.setdefault(key, tallies.Tally()).merge(one)
+    backward: dict[tallies.Key, tallies.Tally] = {}
     for batch in reversed(batches):
-        for key, one in rollups.tally(batch).items():
-            merged = rollups.Tally()
+        for key, one in tallies.take(batch).items():
+            merged = tallies.Tally()
             merged.merge(one)
-            merged.merge(backward.get(key, rollups.Tally()))
+            merged.merge(backward.get(key, tallies.Tally()))
             backward[key] = merged
-    at_once = plain(rollups.tally([check for batch in batches for check in batch]))
+    at_once = plain(tallies.take([check for batch in batches for check in batch]))
     assert plain(forward) == plain(backward) == at_once
 
 
@@ -250,6 +250,58 @@ def test_margins_are_what_the_rows_by_slice_add_up_to(session: orm.Session, proj
         ("model", "", 3, 2),
     ]
     assert rollups.differences(session, project.id) == []
+
+
+def test_one_sum_serves_every_margin_over_the_same_slices() -> None:
+    """Three slices of one customer: nothing is summed but they, and the two that share an endpoint."""
+    slices = [Slice("/a", "one", "c"), Slice("/a", "two", "c"), Slice("/b", "three", "c")]
+    rows = tallies.rows(tallies.take([factories.decided(0.5, slice=one) for one in slices]))
+    assert [(row["scored"], row.get("margins")) for row in rows] == [
+        (1, {"prompt_type": "one"}),
+        (1, {"prompt_type": "two"}),
+        (1, {"endpoint": "/b", "prompt_type": "three"}),
+        (3, {"": "", "customer": "c", "model": "", "model_version": "", "environment": ""}),
+        (2, {"endpoint": "/a"}),
+    ]
+    assert ["endpoint" in row for row in rows] == [True, True, True, False, False], "a sum is no slice"
+
+
+WORDS = st.sampled_from(["", "x", "y"])
+MIXED = st.builds(
+    factories.decided,
+    score=st.floats(0, 1),
+    similarity=st.floats(-1, 1),
+    outcome=st.sampled_from(["scored", "scored", "model_error"]),
+    is_late=st.booleans(),
+    slice=st.builds(Slice, st.sampled_from(["", "/a", "/b"]), WORDS, WORDS, WORDS, WORDS, WORDS),
+)
+BATCH = st.lists(st.tuples(MIXED, st.integers(0, 3), st.integers(1, 2)), max_size=12)
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(BATCH, max_size=3))
+def test_margins_are_exact_whatever_one_batch_holds(
+    session: orm.Session, project: models.Project, batches: list[list[tuple[Decided, int, int]]]
+) -> None:
+    """Slices that share some values and not others, over midnight, under two policies; then moved as one."""
+    start = dt.datetime(2026, 11, 1, 23, 50, tzinfo=dt.UTC)
+    with session.begin_nested() as savepoint:
+        for batch in batches:
+            made = []
+            for one, fives, version in batch:
+                event = replace(one.result.event, project_id=project.id, bucket=start + fives * dt.timedelta(minutes=5))
+                decision = replace(one.decision, policy_version=version)
+                made.append(replace(one, result=replace(one.result, event=event), decision=decision))
+            rollups.add(session, made)
+            rollups.add_again(session, made)
+            half = made[::2]
+            later = [replace(one, decision=replace(one.decision, policy_version=2)) for one in half]
+            rollups.move(session, half, later)
+        counted = session.scalar(sa.select(sa.func.sum(models.Rollup1d.scored + models.Rollup1d.model_error)))
+        wrong = [said for said in rollups.differences(session, project.id) if said.startswith("margins")]
+        savepoint.rollback()
+    assert (counted or 0) == sum(map(len, batches))
+    assert wrong == []
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
