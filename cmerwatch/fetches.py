@@ -32,6 +32,7 @@ _CLAIM = sa.text(
         SELECT event_id, position FROM image_fetches
         WHERE state = 'waiting' AND next_at <= now() AND (lease_until IS NULL OR lease_until < now())
             AND (attempts > 0) = :again AND host <> ALL (CAST(:busy AS text[]))
+            AND project_id <> ALL (CAST(:full AS uuid[]))
         ORDER BY next_at LIMIT :n FOR UPDATE SKIP LOCKED
     )
     UPDATE image_fetches f SET attempts = attempts + 1, lease_token = :token,
@@ -126,12 +127,14 @@ def claim(
     *,
     again: bool = False,
     busy: Sequence[str] = (),
+    full: Sequence[uuid.UUID] = (),
 ) -> list[Claimed]:
     """Lease up to n addresses to `token`: new ones, or with `again` those tried before. Commit before any call.
 
-    `busy`: hosts that are to be left alone for now.
+    `busy`: hosts that are to be left alone for now; `full`: projects that have enough in the air.
     """
-    values: dict[str, Any] = {"n": n, "lease": lease_seconds, "token": token, "again": again, "busy": list(busy)}
+    values: dict[str, Any] = {"n": n, "lease": lease_seconds, "token": token, "again": again}
+    values |= {"busy": list(busy), "full": list(full)}
     return [Claimed(*row) for row in session.execute(_CLAIM, values)]
 
 

@@ -83,7 +83,8 @@ def test_a_claim_steps_over_no_event_that_waits_for_pictures(session: orm.Sessio
 
 
 def test_a_fetcher_never_reads_all_that_waits(session: orm.Session, waiting_for_pictures: None) -> None:
-    values = {"n": 4, "token": uuid.uuid4(), "lease": 60, "again": False, "busy": ["elsewhere.example.com"]}
+    values = {"n": 4, "token": uuid.uuid4(), "lease": 60, "again": False}
+    values |= {"busy": ["elsewhere.example.com"], "full": [uuid.uuid4()]}
     read = session.execute(
         sa.text(f"EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, FORMAT JSON) {fetches._CLAIM.text}"), values
     ).scalar_one()

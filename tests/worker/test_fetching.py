@@ -390,6 +390,24 @@ def test_a_host_that_hangs_leaves_fetchers_for_others(
             hanging.closing.set()
 
 
+def test_a_project_whose_hosts_all_hang_leaves_fetchers_for_the_next(
+    server: Receiver, project_id: uuid.UUID, blob_store: blobs.BlobStore, configured: Configure
+) -> None:
+    with receiver.receiver() as hanging:
+        hanging.answer = lambda handler, got: hanging.closing.wait(60) and None
+        places = f"127.0.0.1:{server.port},localhost:{hanging.port},127.0.0.1:{hanging.port}"
+        configured(fetch_images=places, allow_private_targets=places)
+        for number in range(2 * fetching.FETCHERS):
+            for host in ("localhost", "127.0.0.1"):
+                send(project_id, f"http://{host}:{hanging.port}/{number}")
+        with fetching_from(blob_store) as fetcher:
+            stack.wait_until(lambda: len(hanging.got) >= fetching.PER_PROJECT)
+            event_id = send(stage.new_project("another"), server.url)
+            fetcher.wake()
+            stack.wait_until(lambda: is_ready(event_id))
+            hanging.closing.set()
+
+
 def test_no_transaction_is_open_while_a_picture_is_fetched(
     server: Receiver, project_id: uuid.UUID, blob_store: blobs.BlobStore
 ) -> None:

@@ -12,9 +12,10 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from sqlalchemy import orm
 
@@ -24,6 +25,7 @@ from cmerwatch.settings import Settings
 from cmerwatch_worker.tasks import Away, where
 
 log = logging.getLogger(__name__)
+_Name = TypeVar("_Name", str, uuid.UUID)
 
 POLL_SECONDS = 1.0  # also how late a hint that met a busy worker may be
 FETCH_SECONDS = 15.0  # for all of one picture: every name, connection, redirect and byte of it
@@ -33,7 +35,8 @@ STORE_SECONDS = 30.0  # until a picture is fetched again that the image store ha
 FETCHERS = 32  # at most that many pictures of max_image_bytes are in memory
 FOR_TRIED = 12  # of the fetchers: addresses that failed before leave some to new ones
 PER_HOST = 20  # and one host that hangs leaves some to others
-CLAIM = 8  # at once; the host of each is known only then, so that PER_HOST may be passed by as many
+PER_PROJECT = 24  # and one project, however many hosts that hang it names, leaves some to the next
+CLAIM = 4  # at once; host and project of each are known only then, so that these two may be passed by fewer than that
 MOST_HELD = 256  # events that wait for a picture in the air, which other events named too
 
 
@@ -66,6 +69,7 @@ class Flight:
     """A picture being fetched, for each event that named it since it took off."""
 
     host: str
+    project_id: uuid.UUID
     is_again: bool
     passengers: list[tuple[fetches.Claimed, uuid.UUID]] = field(default_factory=list)
 
@@ -129,11 +133,12 @@ class Fetcher:
         held = sum(len(flight.passengers) for flight in self._flying.values())
         if free <= 0 or held >= MOST_HELD:
             return 0
-        busy = [host for host, n in Counter(flight.host for flight in self._flying.values()).items() if n >= PER_HOST]
+        busy = _at_least(PER_HOST, (flight.host for flight in self._flying.values()))
+        full = _at_least(PER_PROJECT, (flight.project_id for flight in self._flying.values()))
         deadline = time.monotonic() + FETCH_SECONDS  # from before the claim: a stalled fetcher must not be late
         token = uuid.uuid4()
         with db.transaction() as session:
-            claimed = fetches.claim(session, min(free, CLAIM), self._lease, token, again=again, busy=busy)
+            claimed = fetches.claim(session, min(free, CLAIM), self._lease, token, again=again, busy=busy, full=full)
         for one in claimed:
             self._board(one, token, deadline, again)
         return len(claimed)
@@ -145,7 +150,7 @@ class Fetcher:
         if future is None:
             future = self._threads.submit(self._fetch, one, deadline)
             self._by_address[address] = future
-            self._flying[future] = Flight(one.host, is_again)
+            self._flying[future] = Flight(one.host, one.project_id, is_again)
             future.add_done_callback(lambda _: self.wake())
         self._flying[future].passengers.append((one, token))
 
@@ -188,6 +193,10 @@ class Fetcher:
         for future in futures:
             for who, _ in self._flying.pop(future).passengers:
                 self._by_address.pop((who.project_id, who.url), None)
+
+
+def _at_least(n: int, found: Iterable[_Name]) -> list[_Name]:
+    return [one for one, count in Counter(found).items() if count >= n]
 
 
 def _record_alone(one: Arrival) -> None:
