@@ -142,8 +142,8 @@ def not_compared(rule: models.AlertRule, line: Line | None, week: Counts, versio
     if rule.kind != "baseline" or has_baseline or not week.outdated or not week.undecided:
         return ""
     return (
-        f"baseline: the 7 days before are decided under policy {week.outdated_by}, the window under {version}; decide "
-        "history again to compare"
+        f"the 7 days before are decided under policy {week.outdated_by}, the window under {version}; decide history "
+        "again to compare"
     )
 
 

@@ -15,7 +15,7 @@ from tests import factories
 from tests.core import watched
 from tests.core.watched import DAY, END, MINUTES_5
 
-WHY = "baseline: the 7 days before are decided under policy 1, the window under 2; decide history again to compare"
+WHY = "the 7 days before are decided under policy 1, the window under 2; decide history again to compare"
 RULES: list[dict[str, Any]] = [{"match": {}, "conf_threshold": 0.8, "sim_threshold": 0.6}]
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import uuid
 
 import pytest
+import sqlalchemy as sa
 from fastapi.testclient import TestClient
 from sqlalchemy import orm
 
-from cmerwatch import blobs, models, policies, withheld
+from cmerwatch import blobs, models, policies, redecide, withheld
 from tests.core import watched
 from tests.web import seeded
 from tests.web.test_console_settings import words
@@ -99,8 +100,25 @@ def test_the_alert_page_says_which_baselines_a_policy_change_took_and_leads_to_t
     assert watched.state(session, rule).state == "insufficient"
     page = console.get("/alerts").text
     assert (
-        "1 slice is judged without its usual rate, by fixed lines only where the rule has one. baseline: the 7 days "
-        "before are decided under policy 1, the window under 2; decide history again to compare" in words(page)
+        "1 slice is judged without its usual rate, by fixed lines only where the rule has one. The 7 days "
+        "before are decided under policy 1, the window under 2; decide history again to compare: policies, History"
+        in words(page)
     )
     assert 'href="/settings/policies#history"' in page
     assert 'id="history"' in console.get("/settings/policies").text
+
+
+def test_once_history_is_decided_again_the_alert_page_asks_for_it_no_more_and_says_when_rules_read_it(
+    console: TestClient, session: orm.Session, project: models.Project
+) -> None:
+    watched.rule(session, project.id, "baseline")
+    watched.lay_week(session, project.id)
+    policies.create(session, project.id, [{"sim_threshold": 0.6}], "user:ada")
+    watched.lay(session, project.id, watched.END - watched.MINUTES_5, 100, policy_version=2)
+    watched.tick(session, project.id)
+    redecide.start(session, project.id, 2, "user:ada")
+    session.execute(sa.update(models.Redecision).values(finished_at=sa.func.now()))
+    session.commit()
+    page = words(console.get("/alerts").text)
+    assert "History is decided again by now: rules compare with it within six minutes." in page
+    assert "policies, History" not in page

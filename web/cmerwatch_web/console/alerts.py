@@ -87,6 +87,8 @@ def list_alerts(request: Request, session: auth.Session, viewer: auth.Viewer) ->
         missing=alert_views.standings(session, viewer.project_id, "no_data", limit=MOST_STANDING),
         few=alert_views.standings(session, viewer.project_id, "insufficient", limit=MOST_STANDING),
         not_compared=alert_views.not_compared(session, viewer.project_id),
+        is_decided_again=cmer_series.redecided_under(session, viewer.project_id)
+        == cmer_series.current_policy_version(session, viewer.project_id),
         ended=ended.rows,
         has_rules=any(rule.is_enabled for rule in alert_rules.find(session, viewer.project_id)),
         late=_late(session),
