@@ -63,7 +63,7 @@ def demo_command(port: Port = None, data_dir: Folder = None, browser: Browser = 
     """A filled console: a recorded run of a real model, every event checked by the real worker. Ctrl-C stops it."""
     folder = embedded.DataFolder(data_dir or embedded.default_folder("demo"))
     chosen = choose_port(port)
-    os.environ.update(demo.environment(chosen))
+    os.environ.update(demo.environment(chosen, settings.read().allow_private_targets))
     first = (demo.PROJECT, "Demo", demo.PROJECT)
     run_stack(folder, chosen, first, fill_demo, watch_demo, browser=browser, as_json=as_json)
 
@@ -93,6 +93,7 @@ def run_stack(
     `first`: slug, name, login. `finish` runs once the web server answers; what it returns is printed too.
     """
     refuse_demo_checker_in_production()
+    embedded.require_free(port, folder)
     folder.open()
     stack = embedded.Stack(say)
     try:

@@ -39,13 +39,13 @@ def ensure_project(session: orm.Session) -> models.Project:
     return projects.ensure(session, PROJECT, "Demo", login=PROJECT, watched=False)
 
 
-def environment(port: int) -> dict[str, str]:
+def environment(port: int, targets: str) -> dict[str, str]:
     """What the demo's processes are told beside a stack's own settings: its checker, and a sink that its channels may
-    reach although it is on this machine."""
+    reach although it is on this machine, beside the private `targets` that whoever starts it allows."""
     return {
         "CMERWATCH_CHECKER": "demo",
         "CMERWATCH_DEMO_SINK": "true",
-        "CMERWATCH_ALLOW_PRIVATE_TARGETS": f"127.0.0.1:{port}",
+        "CMERWATCH_ALLOW_PRIVATE_TARGETS": ",".join(filter(None, [targets.strip(), f"127.0.0.1:{port}"])),
     }
 
 

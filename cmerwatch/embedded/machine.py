@@ -47,10 +47,15 @@ class Machine:
         self.stack.start(Process(child, lambda: answers(f"{self.url}/healthz")))
 
 
+def require_free(port: int, folder: DataFolder) -> None:
+    """Before the folder is made, so that a refusal leaves none behind. A stack that runs on it is the better reason,
+    and opening it says so."""
+    if is_listening(port) and not folder.is_in_use:
+        raise errors.StartRefused(f"Port {port} on 127.0.0.1 is taken. Choose another with --port.")
+
+
 def open_machine(stack: Stack, folder: DataFolder, port: int, say: Callable[[str], None]) -> Machine:
     """Start the stores, bring the tables up to date, and point this process and its children at them."""
-    if is_listening(port):
-        raise errors.StartRefused(f"Port {port} on 127.0.0.1 is taken. Choose another with --port.")
     say("starting Postgres")
     postgres = Postgres(folder.path / "postgres", folder.path / "secrets" / "postgres", folder.log("postgres"))
     stack.start(postgres)

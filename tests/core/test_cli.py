@@ -6,6 +6,7 @@ import datetime as dt
 import http.server
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ from sqlalchemy import orm
 
 from cmerwatch import (
     access,
+    addresses,
     cli,
     cmer_series,
     db,
@@ -38,6 +40,7 @@ from cmerwatch import (
 from tests import factories, stack
 
 REPOSITORY = Path(__file__).parents[2]
+TARGETS = "CMERWATCH_ALLOW_PRIVATE_TARGETS"
 
 
 @pytest.fixture
@@ -198,6 +201,29 @@ def test_production_refuses_the_demo_checker_before_anything_starts(name: str, t
     assert "production refuses the demo checker" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("name", ["up", "demo"])
+def test_a_port_that_is_taken_is_refused_before_a_folder_is_made(name: str, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        refused = command(name, "--port", str(port), "--data-dir", str(tmp_path / "data"))
+    assert refused.returncode == 2
+    assert f"Port {port} on 127.0.0.1 is taken. Choose another with --port." in refused.stderr
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("given", ["", "10.0.0.0/8, alerts.internal:8443"])
+def test_the_demo_adds_its_sink_to_the_private_targets_it_was_given(
+    given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (demo.environment(1, "") | {TARGETS: given}).items():  # all that it sets is put back afterwards
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(cli, "run_stack", lambda *_, **__: None)
+    cli.demo_command(port=4242)
+    told, before = addresses.parse_allow_list(os.environ[TARGETS]), addresses.parse_allow_list(given)
+    assert told.networks == before.networks
+    assert told.places == before.places | {("127.0.0.1", 4242)}
 
 
 def test_a_bad_setting_stops_the_start_by_its_name() -> None:
