@@ -356,6 +356,55 @@ def test_a_mark_can_be_taken_away_again(site: Site, at_work: Reviewer) -> None:
     assert acts(site)[0].spans == []
 
 
+def test_delete_with_nothing_selected_takes_the_last_mark_away(site: Site, at_work: Reviewer) -> None:
+    site.lay(1, seeded.scored(0.12, 0.004, SENTENCES), output=HARD)
+    page = at_work()
+    chips = page.get_by_role("list", name="Marked as wrong").get_by_role("listitem")
+    for at in (1, 0):  # the second sentence, then the first: the last mark is not the last in the text
+        page.locator("mark").nth(at).click()
+        page.keyboard.press("m")
+    expect(chips).to_have_count(2)
+    page.keyboard.press("Delete")
+    expect(chips).to_have_count(1)
+    expect(page.locator(".marked")).to_have_text([HARD[slice(*SENTENCES[1])]])
+    expect(page.locator("[data-marked]")).to_contain_text("Unmarked")
+    page.reload()
+    page.keyboard.press("Delete")
+    expect(chips).to_have_count(0)
+    page.keyboard.press("Delete")
+    press_to_next(page, "1")
+    assert acts(site)[0].spans == []
+
+
+def test_the_caret_stands_behind_the_output_that_is_to_be_corrected(site: Site, at_work: Reviewer) -> None:
+    flag(site)
+    page = at_work()
+    page.keyboard.press("w")
+    page.keyboard.type(" So it is.")
+    expect(page.get_by_label("Corrected output")).to_have_value(f"{OUTPUT} So it is.")
+
+
+def test_words_typed_under_skip_are_a_reason(site: Site, at_work: Reviewer) -> None:
+    flag(site, 2)
+    page = at_work()
+    page.keyboard.press("s")
+    page.keyboard.press("Enter")  # neither ticked nor typed: nothing is sent
+    page.get_by_label("In your words").press_sequentially("an X-ray")
+    expect(page.get_by_label("Another reason")).to_be_checked()
+    press_to_next(page, "Enter")
+    assert [act.reason for act in acts(site)] == ["an X-ray"]
+
+
+def test_words_typed_under_skip_are_a_reason_without_a_script(site: Site, at_work: Reviewer) -> None:
+    flag(site, 2)
+    page = at_work(java_script_enabled=False)
+    page.get_by_role("button", name="Skip S").click()
+    page.get_by_label("In your words").fill("an X-ray")
+    page.get_by_role("button", name="Skip Enter").click()
+    expect(told(page)).to_contain_text("Skipped.")
+    assert [act.reason for act in acts(site)] == ["an X-ray"]
+
+
 def test_escalating_takes_a_reason_and_reaches_the_lead(site: Site, at_work: Reviewer, reviewer: Reviewer) -> None:
     flag(site)
     page = at_work()

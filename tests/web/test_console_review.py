@@ -405,7 +405,8 @@ def test_a_second_submit_of_the_same_form_changes_nothing(rita: Browser, flagged
     rita.post(f"{address}/verdict", data={"lease_token": token, "verdict": "correct"})
     again = rita.post(f"{address}/verdict", data={"lease_token": token, "verdict": "hallucinated"})
     assert again.status_code == 409
-    assert "rita answered this item at" in words(again.text)
+    assert "You, in this tab or another, answered this item at" in words(again.text)
+    assert "rita answered" not in words(again.text)
     assert [act.verdict for act in acts(session)] == ["correct"]
 
 
@@ -491,6 +492,7 @@ def test_correct_with_marked_words_asks_which_is_meant(rita: Browser, flagged: S
     answer = rita.post(f"{address}/verdict", data={"lease_token": token, "verdict": "correct", "spans": "[[2, 5]]"})
     assert answer.status_code == 422
     assert "You chose Correct and marked words as wrong." in words(answer.text)
+    assert "Nothing is stored now until you say it again" not in words(answer.text)
     assert acts(session) == []
 
 

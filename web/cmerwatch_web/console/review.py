@@ -127,7 +127,7 @@ def renew(
     except errors.NotFound:
         raise
     except errors.CmerwatchError as error:
-        return JSONResponse({"lost": review_page.standing(error)}, 409)
+        return JSONResponse({"lost": review_page.standing(error, viewer)}, 409)
     return JSONResponse({"seconds": review_page.seconds_left(session, lease)})
 
 

@@ -51,7 +51,7 @@ def show(
         seconds=seconds_left(session, held.lease) if held else 0,
         draft=draft.beside(found.body.output),
         sentences=review_text.sentences(found.body.output, found.check.claims if found.check else (), draft.spans),
-        problem=problem(refused, draft) if refused else None,
+        problem=problem(refused, draft, viewer) if refused else None,
         standing=None if held else _standing(session, viewer, item),
         can_take=held is None and _can_take(session, viewer, item),
         ahead=review_queue.pictures_ahead(session, viewer.project_id) if held else [],
@@ -157,7 +157,7 @@ def seconds_left(session: orm.Session, lease: reviews.Lease) -> int:
 def _standing(session: orm.Session, viewer: access.Principal, item: models.ReviewItem) -> str:
     if item.state == "escalated" and _can_take(session, viewer, item):
         return "This item was escalated, and no lead holds it now."
-    return standing(review_leases.lost(session, viewer, item.id))
+    return standing(review_leases.lost(session, viewer, item.id), viewer)
 
 
 def _can_take(session: orm.Session, viewer: access.Principal, item: models.ReviewItem) -> bool:
@@ -197,9 +197,9 @@ def card(session: orm.Session, viewer: access.Principal, item: models.ReviewItem
 # Refusals and standings in the page's words: the core's speak of calls, here there are buttons.
 
 
-def problem(refused: errors.CmerwatchError, draft: Draft) -> str:
+def problem(refused: errors.CmerwatchError, draft: Draft, viewer: access.Principal) -> str:
     if isinstance(refused, errors.LeaseLost):
-        return f"{standing(refused)} Nothing was stored; what you typed is still here."
+        return f"{standing(refused, viewer)} Nothing was stored; what you typed is still here."
     if draft.verdict == "correct" and refused.details.get("field") == "error_types":
         return "You chose Correct and an error type. Take the error type away, or choose another verdict."
     if draft.verdict == "correct" and refused.details.get("field") == "spans":
@@ -209,7 +209,7 @@ def problem(refused: errors.CmerwatchError, draft: Draft) -> str:
     return f"{refused.message} Nothing was stored; what you typed is still here."
 
 
-def standing(lost: errors.CmerwatchError) -> str:
+def standing(lost: errors.CmerwatchError, viewer: access.Principal) -> str:
     """Who has an item that this reviewer does not hold, and until when."""
     state, holder = lost.details.get("state"), lost.details.get("holder")
     if state == "expired":
@@ -217,7 +217,8 @@ def standing(lost: errors.CmerwatchError) -> str:
     if state == "open":
         return "You do not hold this item, and nobody else does."
     if state == "done" and lost.details.get("at"):
-        return f"{holder} answered this item at {_clock(lost.details['at'])}."
+        who = "You, in this tab or another," if viewer.actor == f"user:{holder}" else holder
+        return f"{who} answered this item at {_clock(lost.details['at'])}."
     return lost.message
 
 

@@ -24,6 +24,8 @@ function write(id) {
   if (!field) return;
   field.closest("details").open = true;
   field.focus();
+  field.setSelectionRange(field.value.length, field.value.length); // behind what is filled in
+  field.scrollTop = field.scrollHeight;
 }
 
 // The element whose shortcut this is: what the page says beside a button is what works. While words are selected, the
@@ -64,6 +66,16 @@ function press(event) {
     else target.click();
   }
   event.preventDefault();
+}
+
+// Words typed under Skip are a reason of their own.
+const skip = document.getElementById("skip")?.elements;
+if (skip) {
+  const choices = [...skip.choice];
+  for (const choice of choices) choice.required = true;
+  skip.reason.addEventListener("input", () => {
+    if (!choices.some((choice) => choice.checked)) choices.at(-1).checked = true;
+  });
 }
 
 document.addEventListener("keydown", (event) => {

@@ -13,6 +13,7 @@ const chips = $("[data-wrong]");
 const field = form?.elements.spans;
 const marks = [];
 const MOST_MARKS = 100;
+const made = []; // every mark of this visit as it was made, the last at the end
 let chosen = null; // [start, end] of what is selected now
 
 output?.normalize(); // the parser cuts a long text into nodes of 65 536 units
@@ -131,9 +132,12 @@ function step(event) {
   const isNext = event.key === "ArrowRight" || event.key === "j" || event.key === "J";
   let found = null;
   if ("jJkK".includes(event.key)) found = beside(sentences.length ? sentences : WHOLE, isNext);
-  else if (!chosen) return false;
+  else if (event.key === "Delete" || event.key === "Backspace") {
+    const away = chosen ?? made.findLast((one) => marks.includes(one)) ?? marks.at(-1);
+    if (!away) return false;
+    unmark(away);
+  } else if (!chosen) return false;
   else if (event.key === "ArrowLeft" || event.key === "ArrowRight") found = event.shiftKey ? widened(isNext) : nextWord(isNext);
-  else if (event.key === "Delete" || event.key === "Backspace") unmark(chosen);
   else if (event.key === "Escape") getSelection().removeAllRanges();
   else return false;
   if (found) select(found);
@@ -146,17 +150,20 @@ function step(event) {
 // A new mark takes the place of those it meets: of two kinds for the same words, the later was meant.
 function mark(kind) {
   if (!chosen || (marks.length >= MOST_MARKS && !marks.some((one) => overlap(one, chosen)))) return;
-  const made = kind ? [...chosen, kind] : chosen;
-  setMarks([...marks.filter((one) => !overlap(one, chosen)), made]);
+  const fresh = kind ? [...chosen, kind] : chosen;
+  setMarks([...marks.filter((one) => !overlap(one, chosen)), fresh]);
+  made.push(fresh);
   const box = kind && form.querySelector(`[name="error_types"][value="${kind}"]`);
   if (box) box.checked = true;
-  $("[data-marked]").textContent = `Marked “${words(made).slice(0, 60)}”: ${kindOf(made)}`;
+  $("[data-marked]").textContent = `Marked “${words(fresh).slice(0, 60)}”: ${kindOf(fresh)}`;
   getSelection().removeAllRanges();
   changed();
 }
 
 function unmark(places) {
+  const count = marks.length;
   setMarks(marks.filter((one) => !overlap(one, places)));
+  if (marks.length < count) $("[data-marked]").textContent = `Unmarked “${words(places).slice(0, 60)}”`;
   changed();
 }
 
