@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cmerwatch import access, settings
 from cmerwatch_web import app as web
+from cmerwatch_web.api import cmer, schemas
 from tests.web.test_who_may_what import ROUTES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
@@ -26,3 +27,20 @@ def test_each_call_names_a_scope_that_may_make_it() -> None:
     for call, scope in CALLS.items():
         needed = set(ROUTES[call][0].split("|"))
         assert needed & access.SCOPE_ACTIONS[scope], call
+
+
+def test_its_limits_are_those_in_force(configured: Callable[..., settings.Settings]) -> None:
+    limits = PAGE.split("## Limits")[1].split("##")[0].replace("\n", " ")
+    here = configured()
+    for number, unit in (
+        (schemas.MAX_IMAGES, "pictures"),
+        (schemas.MAX_TOKENS, "tokens"),
+        (schemas.MAX_METADATA_BYTES >> 10, "KiB"),
+        (schemas.MAX_SLICE_BYTES, "bytes"),
+        (schemas.MAX_EVENTS, "events"),
+        (here.max_body_bytes >> 20, "MiB"),
+        (here.max_image_bytes >> 20, "MiB"),
+        (here.max_image_pixels // 10**6, "megapixels"),
+        (cmer.MOST_ROWS, "rows"),
+    ):
+        assert f"{number:_}".replace("_", " ") + f" {unit}" in limits
