@@ -11,7 +11,7 @@ from typing import Any
 
 from cmerwatch import intervals, models
 from cmerwatch.alert_numbers import Counts
-from cmerwatch.alert_rules import percent
+from cmerwatch.alert_rules import percent, typed_percent
 from cmerwatch.alert_states import Verdict
 
 # A baseline of 0 would make any flag an alert, and half a percent is within what 200 outputs can show by chance.
@@ -115,7 +115,9 @@ def _unseen(window: Counts, least: float) -> str:
         )
         if count
     ]
-    return f"only {percent(window.coverage or 0.0)} was looked at ({', '.join(missing)}); it takes {percent(least)}"
+    return (
+        f"only {percent(window.coverage or 0.0)} was looked at ({', '.join(missing)}); it takes {typed_percent(least)}"
+    )
 
 
 def _few(window: Counts, n: int, rule: models.AlertRule) -> str:

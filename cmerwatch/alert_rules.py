@@ -265,7 +265,7 @@ def condition(rule: models.AlertRule | RuleFields) -> str:
     if rule.kind == "no_data":
         return f"nothing arrives for {window} at an hour that usually has outputs, or too little of it is checked"
     usual = f"over {rule.multiple:g}x its usual rate" if rule.multiple is not None else ""
-    fixed = f"over {percent(rule.threshold)}" if rule.threshold is not None else ""
+    fixed = f"over {typed_percent(rule.threshold)}" if rule.threshold is not None else ""
     return f"{rule.metric.upper()} {', or '.join(part for part in (usual, fixed) if part)}, in {window}"
 
 
@@ -276,5 +276,13 @@ def duration(seconds: int) -> str:
     return f"{seconds} s"
 
 
+def typed_percent(share: float) -> str:
+    """A line or a minimum, with the digits somebody gave it."""
+    return f"{share * 100:.6g}%"
+
+
 def percent(share: float) -> str:
-    return f"{share * 100:.3g}%"
+    """A measured share, to a tenth; one that rounds to none or all without being so keeps its sign."""
+    if 0 < share < 0.0005:
+        return "<0.1%"
+    return ">99.9%" if 0.9995 <= share < 1 else f"{round(share * 100, 1):g}%"

@@ -76,8 +76,9 @@ def parse(version: int, rules: Sequence[Mapping[str, Any]]) -> Policy:
     """Raises Invalid naming the rule and field; a set without a rule for everything else is refused."""
     if len(rules) > MAX_RULES:
         raise errors.Invalid(f"rules has {len(rules)} entries; at most {MAX_RULES} are allowed", field="rules")
-    parsed = sorted((_rule(index, rule) for index, rule in enumerate(rules)), key=lambda rule: -len(rule.match))
-    _require_different([rule.match for rule in parsed])
+    as_given = [_rule(index, rule) for index, rule in enumerate(rules)]
+    _require_different([rule.match for rule in as_given])
+    parsed = sorted(as_given, key=lambda rule: -len(rule.match))
     if not parsed or parsed[-1].match:
         raise errors.Invalid(
             'rules needs one rule with "match": {} for everything no other rule matches', field="rules"
@@ -133,10 +134,14 @@ def parse_match(rule: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 
 
 def _require_different(matches: Sequence[tuple[tuple[str, str], ...]]) -> None:
-    twice = next((match for match in matches if matches.count(match) > 1), None)
-    if twice is not None:
-        named = ", ".join(f"{name} {value!r}" for name, value in twice) or "everything else"
-        raise errors.Invalid(f"rules has two rules for {named}; only one of them could ever apply", field="match")
+    for second, match in enumerate(matches):
+        first = matches.index(match)
+        if first < second:
+            named = ", ".join(f"{name} {value!r}" for name, value in match) or "everything else"
+            raise errors.Invalid(
+                f"rules[{first}] and rules[{second}] are both for {named}; only one of them could ever apply",
+                field="match",
+            )
 
 
 def _is_storable(value: str) -> bool:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import orm
 
-from cmerwatch import alert_judging, models
+from cmerwatch import alert_judging, alert_rules, models
 from cmerwatch.alert_judging import BASELINE_FLOOR, BASELINE_MIN_N, Line
 from cmerwatch.alert_numbers import Counts
 from tests.core import watched
@@ -222,3 +222,11 @@ def test_failed_checks_are_not_looked_at(session: orm.Session, project: models.P
         "no_data",
         "only 93.3% was looked at (10 failed in the checker); it takes 95%",
     )
+
+
+@pytest.mark.parametrize(
+    ("share", "shown"),
+    [(0, "0%"), (0.0507, "5.1%"), (0.9486, "94.9%"), (0.4, "40%"), (0.0002, "<0.1%"), (0.9999, ">99.9%"), (1, "100%")],
+)
+def test_a_measured_share_is_said_to_a_tenth(share: float, shown: str) -> None:
+    assert alert_rules.percent(share) == shown

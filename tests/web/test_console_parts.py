@@ -131,10 +131,15 @@ def test_the_weakest_of_several_sentences_is_named_as_such() -> None:
 
 @given(st.floats(0, 1), st.sampled_from([0.05, 0.8]))
 def test_a_number_beside_its_threshold_never_rounds_onto_it(value: float, threshold: float) -> None:
-    shown = words.number(value, threshold)
+    shown = words.number(value, threshold).lstrip("<>")
     if abs(value - threshold) > 1e-6:
         assert float(shown) != threshold
     assert value in (0, 1) or float(shown) not in (0, 1) or abs(value - round(value)) < 1e-6
+
+
+def test_numbers_are_shown_in_one_way_however_small_they_are() -> None:
+    shown = [words.number(value) for value in (0, 3.6e-7, 0.00003, 0.05, 0.9999999, 1)]
+    assert shown == ["0.00", "<0.000001", "0.00003", "0.05", ">0.999999", "1.00"]
 
 
 def test_every_reason_the_worker_gives_has_words_and_no_other_does() -> None:

@@ -115,6 +115,27 @@ def test_a_preview_of_nothing_says_so(editor: TestClient) -> None:
     assert "nothing can be said of it" in page
 
 
+def test_a_new_rule_stands_above_the_one_for_everything_else_beside_the_buttons_and_is_typed_into_next(
+    editor: TestClient,
+) -> None:
+    page = editor.post("/settings/policies/edit", data=form({"endpoint": "/a"}, {"sim": "0.04"}, do="add:")).text
+    fields = typed(page)
+    assert [fields[f"rule-{n}-sim"] for n in range(3)] == ["auto", "auto", "0.04"]
+    assert (fields["rule-0-endpoint"], fields["rule-1-endpoint"]) == ("/a", "")
+    assert re.findall(r'name="([^"]+)"[^>]* autofocus', page) == ["rule-1-endpoint"]
+    assert re.findall(r"<legend>(Rule [^<]+)", page) == [
+        "Rule 1",
+        "Rule 2: name what it is for",
+        "Rule 3: everything else",
+    ]
+
+
+def test_what_auto_means_is_said_only_where_a_rule_uses_it(editor: TestClient) -> None:
+    assert "auto is a score of 0.05" in words(editor.get("/settings/policies").text)
+    editor.post("/settings/policies/edit", data=form({"sim": "0.04"}))
+    assert "auto is a score of 0.05" not in words(editor.get("/settings/policies").text)
+
+
 def test_rules_are_added_from_a_preset_and_removed_without_losing_what_was_typed(editor: TestClient) -> None:
     page = editor.post("/settings/policies/edit", data=form({"sim": "0.04"}, do="add:sensitive")).text
     fields = typed(page)
@@ -133,8 +154,8 @@ def test_rules_are_added_from_a_preset_and_removed_without_losing_what_was_typed
         ([{"sim": "nan"}], "Rule 1: similarity must be a number from 0 to 1"),
         ([{"sim": "-1"}], "Rule 1: similarity must be a number from 0 to 1"),
         ([{"endpoint": "/a"}], "for everything no other rule matches"),
-        ([{}, {}], "two rules for everything else"),
-        ([{"endpoint": "/a"}, {"endpoint": "/a"}, {}], "two rules for endpoint '/a'"),
+        ([{}, {}], "Rule 1 and Rule 2 are both for everything else"),
+        ([{"endpoint": "/a"}, {}, {"endpoint": "/a"}], "Rule 1 and Rule 3 are both for endpoint '/a'"),
         ([{"endpoint": "x" * 201}, {}], "more than 200 characters"),
         ([{"endpoint": "a\x00b"}, {}], "cannot be stored"),
         ([{"measure": "cosine", "sim": "0.25"}], "needs a checker that has noted its kind"),
@@ -201,6 +222,9 @@ def test_the_legacy_cosine_is_refused_for_a_checker_with_a_logit_bias(
     answer = editor.post("/settings/policies/edit", data=form({"measure": "cosine", "sim": "0.25"}))
     assert answer.status_code == 422
     assert "of the SigLIP kind, whose logit has a bias" in html.unescape(answer.text)
+    page = words(editor.get("/settings/policies/edit").text)
+    assert "cosine (legacy)" not in page
+    assert "is not offered: the logit of" in page
 
 
 def test_outputs_without_a_dimension_can_be_named_and_stay_so(

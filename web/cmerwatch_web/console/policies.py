@@ -46,6 +46,7 @@ class Draft:
     rows: list[Row]
     based_on: int
     decides_again: bool = False
+    added: int | None = None  # the row that was just added, where typing goes on
 
 
 @router.get(PATH)
@@ -53,6 +54,7 @@ def show_policies(request: Request, session: auth.Session, viewer: auth.Viewer) 
     rows = policies.versions(session, viewer.project_id, limit=51)
     checker = cmer_series.current_checker(session, viewer.project_id)
     again = redecide.progress(session, viewer.project_id)
+    rules = policy_form.rows_of(rows[0].rules) if rows else []
     earlier = [*rows[1:], None]
     history = [
         Version(row, policy_form.changes(before.rules if before else [], row.rules))
@@ -63,7 +65,8 @@ def show_policies(request: Request, session: auth.Session, viewer: auth.Viewer) 
         "settings_policies.html",
         viewer=viewer,
         current=rows[0] if rows else None,
-        rules=policy_form.rows_of(rows[0].rules) if rows else [],
+        rules=rules,
+        uses_auto=any(row.sim == "auto" for row in rules),
         history=history[:50],
         again=again,
         may_decide_again=bool(rows) and rows[0].version > 1 and _may_decide_again(again, rows[0].version),
@@ -120,7 +123,9 @@ def change_form(request: Request, session: auth.Session, viewer: Editor, fields:
     act, _, what = str(fields.get("do", "")).partition(":")
     if act == "add":
         row = policy_form.with_preset(what) or Row()
-        return _form(request, session, viewer, replace(draft, rows=[row, *draft.rows]))
+        at = policy_form.place(draft.rows)
+        rows = [*draft.rows[:at], row, *draft.rows[at:]]
+        return _form(request, session, viewer, replace(draft, rows=rows, added=at))
     if act == "remove":
         kept = [row for number, row in enumerate(draft.rows) if str(number) != what]
         return _form(request, session, viewer, replace(draft, rows=kept))

@@ -114,6 +114,11 @@ def with_preset(name: str) -> Row | None:
     return None if preset is None else replace(Row(), conf=preset.conf, sim=preset.sim)
 
 
+def place(rows: Sequence[Row]) -> int:
+    """Where a new row goes: next to the buttons that add it, yet above the one for everything else, tried last."""
+    return len(rows) - 1 if rows and rows[-1].is_for_everything else len(rows)
+
+
 def worded(message: str) -> str:
     """A refusal in the words of the form: its rules are counted from 1."""
     renamed = re.sub(r"rules\[(\d+)\]", lambda found: f"Rule {int(found.group(1)) + 1}", message)

@@ -204,8 +204,12 @@ def _fit(score: float, n_claims: int) -> str:
     return f"{who} fits the picture worse than {charts.percent(1 - score)} of matching outputs do"
 
 
+SMALLEST = 0.000001
+
+
 def number(value: float | None, beside: float | None = None) -> str:
-    """Two digits, or as many (to six) as it takes to tell it from the threshold it stands beside."""
+    """Two digits, or as many (to six) as it takes to tell it from 0, from 1 and from the threshold it stands beside;
+    `<0.000001` for what takes more."""
     if value is None:
         return "–"
     for digits in (2, 3, 4, 5, 6):
@@ -213,7 +217,9 @@ def number(value: float | None, beside: float | None = None) -> str:
         told = beside is None or value == beside or float(shown) != beside
         if told and (value == 0 or float(shown) != 0) and (value == 1 or float(shown) != 1):
             return shown
-    return f"{value:.2g}"
+    if 0 < value < SMALLEST:
+        return f"<{SMALLEST:.6f}"
+    return f">{1 - SMALLEST:.6f}" if 1 - SMALLEST < value < 1 else f"{value:.2f}"
 
 
 def reason(code: str) -> str:
