@@ -11,6 +11,7 @@ from sqlalchemy import orm
 
 from cmerwatch import access, models, notify, settings, sink
 from cmerwatch.notify import Message
+from cmerwatch.shapes import Part
 from cmerwatch_web import app as web
 from tests import alerting
 
@@ -93,6 +94,27 @@ def test_a_slack_message_is_laid_out_from_its_plain_texts(demo: TestClient, proj
     page = demo.get("/sink").text
     assert "Roughly as Slack shows it" in page
     assert "46.3% [42.2%, 50.5%], n = 570</p>" in page
+
+
+def test_each_slice_of_an_incident_has_its_link_on_its_own_line(demo: TestClient, project: models.Project) -> None:
+    own = demo.app.state.settings.public_url  # type: ignore[attr-defined]
+    parts = [
+        Part({"endpoint": name}, "", share, share, share, 90, f"{own}/?endpoint={name}", "")
+        for name, share in (("a", 0.5), ("b", 0.25))
+    ]
+    notice = alerting.notice(parts=tuple(parts), slices=2, link=f"{own}/alerts/1", events_link=f"{own}/events")
+    request = notify.KINDS["slack"].request(Message("message-1", notice), {"url": "https://x.example/"}, alerting.AT)
+    demo.post("/sink/acme/slack", content=request.body)
+    page = demo.get("/sink").text
+    for name, said in (("a", "50.0% [50.0%, 50.0%], n = 90"), ("b", "25.0% [25.0%, 25.0%], n = 90")):
+        line = f"endpoint {name}: {said}"
+        link = f'<a href="{own}/?endpoint={name}" aria-label="Open: {line}">Open</a>'
+        assert f'<p class="wide">{line} · {link}</p>' in page
+    assert page.count(">Open</a>") == 2
+    assert (
+        f'<p class="wide"><a href="{own}/alerts/1">Open the slice</a> · <a href="{own}/events">See outputs</a></p>'
+        in page
+    )
 
 
 def test_a_slack_messages_links_into_this_console_can_be_followed_and_no_others(
