@@ -8,7 +8,7 @@ import uuid
 import sqlalchemy as sa
 from sqlalchemy import orm
 
-from cmerwatch import access, models
+from cmerwatch import access, errors, models
 
 # Of fewer outputs a rate tells too much of each: a slice can be narrowed to one output, whose rate is its verdict.
 FEWEST = 50
@@ -54,3 +54,10 @@ def keeps(session: orm.Session, principal: access.Principal, item: models.Review
 def fewest(session: orm.Session, principal: access.Principal) -> int:
     """Of how many outputs a rate must be to be shown to this person: FEWEST where single outputs are kept, else 0."""
     return FEWEST if keeps(session, principal, None) else 0
+
+
+def require_previews(session: orm.Session, principal: access.Principal) -> None:
+    """Raises Forbidden for people who are kept blind: of one output, what another threshold or rule would have done
+    says what its score is."""
+    if keeps(session, principal, None):
+        raise errors.Forbidden("Reviews are blind in this project: reviewers are given no previews of rules.")

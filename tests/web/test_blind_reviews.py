@@ -314,3 +314,19 @@ def test_the_overview_of_one_flagged_output_is_that_of_one_that_was_not(
     assert sorted(plain(flagged).splitlines()) == sorted(plain(swapped).splitlines())
     assert told({"flagged": flagged, "fine": fine}) == set()
     assert "1 flagged of 1" in pages(boss)[0]
+
+
+def test_no_preview_of_a_rule_tells_a_reviewer_the_score_of_one_output(rita: TestClient, boss: TestClient) -> None:
+    rule = {"name": "one", "kind": "threshold", "threshold": 0.01, "min_n": 1, "match": {"endpoint": "/a"}}
+    previews = {
+        "/v1/policies/preview": {"rules": [{"conf_threshold": 0.9, "sim_threshold": 0.065}]},
+        "/v1/alert-rules/backtest": rule,
+    }
+
+    def statuses(client: TestClient) -> list[int]:
+        return [client.post(path, json=body).status_code for path, body in previews.items()]
+
+    assert statuses(rita) == [200, 200]
+    boss.post("/settings/reviews", data={"seen": "blind"})
+    assert statuses(rita) == [403, 403]
+    assert statuses(boss) == [200, 200]

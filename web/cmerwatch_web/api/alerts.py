@@ -16,6 +16,7 @@ from cmerwatch import (
     alert_edits,
     alert_rules,
     alert_views,
+    blindness,
     deliveries,
     errors,
     models,
@@ -115,6 +116,7 @@ def post_rule(principal: deps.MayAlert, body: Body, session: deps.Session) -> JS
 @router.post("/alert-rules/backtest", openapi_extra=_of(RuleBody))
 def post_backtest(principal: deps.MaySeeAlerts, body: Body, session: deps.Session) -> JSONResponse:
     """When such a rule would have fired within the last seven days; nothing is saved."""
+    blindness.require_previews(session, principal)
     found = alert_backtest.run(session, principal.project_id, schemas.read(RuleBody, body).over({}))
     episodes = [
         {

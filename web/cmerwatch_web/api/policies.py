@@ -10,7 +10,7 @@ from fastapi import APIRouter, Path, Request
 from fastapi.responses import JSONResponse
 from sqlalchemy import orm
 
-from cmerwatch import access, cmer_series, models, policies, policy_preview, redecide
+from cmerwatch import access, blindness, cmer_series, models, policies, policy_preview, redecide
 from cmerwatch_web import deps
 from cmerwatch_web.api import events
 
@@ -86,6 +86,7 @@ def cancel_deciding(
 @router.post("/preview")
 def preview(principal: deps.MaySeePolicies, session: deps.Session, sent: Rules) -> JSONResponse:
     """What these rules would have flagged over the last 7 days, per rule: exact, or from `least` to `most`."""
+    blindness.require_previews(session, principal)
     checker = cmer_series.current_checker(session, principal.project_id)
     policies.require_meaning(sent.rules, checker)
     end = dt.datetime.now(dt.UTC)
