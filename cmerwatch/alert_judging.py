@@ -20,6 +20,8 @@ BASELINE_FLOOR = 0.01
 # bad from its first hour must be compared with what was usual before it, not with itself.
 BASELINE_MIN_N = 200
 BASELINE_MIN_AGE = dt.timedelta(hours=24)
+# Coverage counts an output whose picture cannot be read as looked at; where most are so, nobody sees what the app says.
+UNREADABLE_MOST = 0.5
 # An hour counts as one that usually has outputs when it had so many on most days, and on this day of the week.
 USUAL_OUTPUTS = 10
 
@@ -120,6 +122,14 @@ def _unseen(window: Counts, least: float) -> str:
     )
 
 
+def _unreadable(window: Counts) -> str:
+    share = percent(window.invalid_image / window.accepted)
+    return (
+        f"the pictures of {share} of the outputs cannot be read ({window.invalid_image:,} of {window.accepted:,}): "
+        "their events say why"
+    )
+
+
 def _few(window: Counts, n: int, rule: models.AlertRule) -> str:
     if window.outdated and window.undecided == window.scored:
         return f"{window.scored:,} scored, none decided by the policy in force; what it decides from now on counts"
@@ -176,7 +186,8 @@ def judge_no_data(
     same_hours: Callable[[], Sequence[Counts]],
     is_open: bool = False,
 ) -> Judgement:
-    """A no_data rule: silence at an hour that usually has outputs, or a coverage whose interval lies under the minimum.
+    """A no_data rule: silence at an hour that usually has outputs, a coverage whose interval lies under the minimum, or
+    unreadable pictures whose interval lies over a half.
 
     `same_hours` are the same window 1 to 14 days earlier; asked for only when the slice is silent. While it fires
     (`is_open`), a silence of the usual kind, such as the night after the outage began, is no recovery.
@@ -186,6 +197,8 @@ def judge_no_data(
         high = intervals.wilson(window.looked_at, window.accepted)[1]
         if high < rule.min_coverage:
             return Judgement("over", _unseen(window, rule.min_coverage), evidence)
+        if intervals.wilson(window.invalid_image, window.accepted)[0] > UNREADABLE_MOST:
+            return Judgement("over", _unreadable(window), evidence)
         return Judgement("under", "", evidence)
     at_rest: Verdict = "silent" if is_open else "under"
     if not usual.accepted:

@@ -263,7 +263,10 @@ def condition(rule: models.AlertRule | RuleFields) -> str:
     """The line in words, such as "CMER over 2x its usual rate, or over 15%, in 30 min"."""
     window = duration(rule.window_seconds)
     if rule.kind == "no_data":
-        return f"nothing arrives for {window} at an hour that usually has outputs, or too little of it is checked"
+        return (
+            f"nothing arrives for {window} at an hour that usually has outputs, too little of it is checked, or most "
+            "pictures cannot be read"
+        )
     usual = f"over {rule.multiple:g}x its usual rate" if rule.multiple is not None else ""
     fixed = f"over {typed_percent(rule.threshold)}" if rule.threshold is not None else ""
     return f"{rule.metric.upper()} {', or '.join(part for part in (usual, fixed) if part)}, in {window}"

@@ -211,6 +211,21 @@ def test_outputs_that_nobody_checks_fire_and_a_single_bad_one_does_not(
     assert watched.state(session, rule, endpoint="/fine").state == "ok"
 
 
+def test_an_app_whose_pictures_mostly_cannot_be_read_fires_although_its_coverage_is_whole(
+    session: orm.Session, project: models.Project
+) -> None:
+    rule = watched.rule(session, project.id, "no_data", scopes=("endpoint",))
+    watched.lay(session, project.id, END - MINUTES_5, 10, outcome="invalid_image", endpoint="/expired")
+    watched.lay(session, project.id, END - MINUTES_5, 1, endpoint="/expired")
+    watched.lay(session, project.id, END - MINUTES_5, 5, outcome="invalid_image", endpoint="/half")
+    watched.lay(session, project.id, END - MINUTES_5, 5, endpoint="/half")
+    watched.tick(session, project.id)
+    expired = watched.state(session, rule, endpoint="/expired")
+    assert (expired.state, expired.evidence["coverage"]) == ("firing", 1.0)
+    assert expired.reason.startswith("the pictures of 90.9% of the outputs cannot be read (10 of 11)")
+    assert watched.state(session, rule, endpoint="/half").state == "ok"
+
+
 def test_failed_checks_are_not_looked_at(session: orm.Session, project: models.Project) -> None:
     rule = watched.rule(session, project.id)
     watched.lay(session, project.id, END - MINUTES_5, 90)

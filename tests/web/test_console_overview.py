@@ -97,6 +97,27 @@ def test_waiting_events_lower_the_coverage_and_are_counted(
     assert "90.0%" in row(page, "endpoint", "/a")
 
 
+@pytest.mark.parametrize(("unreadable", "is_doubtful"), [(1, False), (2, True)])
+def test_unreadable_pictures_are_a_share_of_what_was_accepted_that_stands_out_over_a_twentieth(
+    console: TestClient,
+    lay,  # type: ignore[no-untyped-def]
+    session: orm.Session,
+    blob_store: blobs.BlobStore,
+    project: models.Project,
+    unreadable: int,
+    is_doubtful: bool,
+) -> None:
+    lay(20 - unreadable)
+    for _ in range(unreadable):
+        seeded.event(session, blob_store, project.id)
+    seeded.check(session, seeded.ended("invalid_image", "image_url_403"))
+    session.commit()
+    page = console.get("/").text
+    assert f"Unreadable {unreadable} {unreadable * 5}.0% of accepted" in words(page)
+    assert "Coverage 100%" in words(page)
+    assert ('class="doubt"' in page.split("Unreadable</abbr>")[1].split("</div>")[0]) == is_doubtful
+
+
 def test_a_filter_narrows_everything_but_its_own_table(console: TestClient, lay) -> None:  # type: ignore[no-untyped-def]
     lay(50, endpoint="/a", customer="x")
     lay(40, 10, endpoint="/b", customer="y")
