@@ -219,6 +219,7 @@ def test_a_stop_ends_every_child_with_status_0_and_the_next_start_keeps_the_data
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children))
     running.start()
     assert running.rows(counts) == before
+    assert running.ready["api_key"] == key, "no key piles up: the first one is printed again"
     assert running.call("/v1/ledger", key=key)["totals"]["waiting"] == 0
 
 
