@@ -244,26 +244,27 @@ def test_a_silence_form_refused_keeps_what_was_typed(
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "said"),
     [
-        {"until": "tomorrow"},
-        {"until": "2020-01-01T00:00"},
-        {"until": "2999-01-01T00:00"},
-        {"until": "9999-12-31T23:59:59-14:00"},
-        {"duration": "for ever"},
-        {"rule": "x"},
-        {"dimension": "colour", "value": "red"},
-        {"dimension": "", "value": "/checkout"},
-        {"dimension": "endpoint", "value": " "},
-        {"reason": "x" * 10_001},
+        ({"until": "tomorrow"}, "“or until (UTC)” must be a time"),
+        ({"until": "2020-01-01T00:00"}, "A silence ends in the future"),
+        ({"until": "2999-01-01T00:00"}, "at most 90 days from now"),
+        ({"until": "9999-12-31T23:59:59-14:00"}, ""),
+        ({"duration": "for ever"}, "Choose how long from the list"),
+        ({"rule": "x"}, ""),
+        ({"dimension": "colour", "value": "red"}, ""),
+        ({"dimension": "", "value": "/checkout"}, ""),
+        ({"dimension": "endpoint", "value": " "}, ""),
+        ({"reason": "x" * 10_001}, "“Why” says why nobody is to be told"),
     ],
 )
 def test_a_wrong_silence_is_refused_on_the_page(
-    console: TestClient, session: orm.Session, project: models.Project, engineer: None, wrong: dict[str, str]
+    console: TestClient, session: orm.Session, project: models.Project, engineer: None, wrong: dict[str, str], said: str
 ) -> None:
     answer = console.post("/alerts/silences", data={"duration": "1h", "reason": "x"} | wrong)
     assert answer.status_code == 422
     assert 'role="alert"' in answer.text
+    assert said in answer.text
     assert silences.find(session, project.id) == []
 
 

@@ -58,12 +58,19 @@ def test_a_refused_form_keeps_what_was_typed_but_no_secret(browser: TestClient) 
     form = {"kind": "webhook", "name": "ours", "url": "https://127.0.0.1/hook", "secret": "whsec_c2hvcnQ="}
     answer = browser.post(PATH, data=form)
     assert answer.status_code == 422
-    assert "`secret` must be" in answer.text
+    assert "“Signing secret” must be" in answer.text
     assert 'value="ours"' in answer.text
     assert 'value="https://127.0.0.1/hook"' in answer.text
     assert "whsec_c2hvcnQ" not in answer.text
     answer = browser.post(PATH, data=form | {"secret": ""})
     assert "private or reserved network address" in answer.text
+
+
+def test_a_refusal_calls_a_field_what_its_form_calls_it(browser: TestClient) -> None:
+    answer = browser.post(PATH, data={"kind": "pagerduty", "name": "pages", "routing_key": "short"})
+    assert answer.status_code == 422
+    assert "“Integration key” must be the 32 letters and digits" in answer.text
+    assert "`routing_key`" not in answer.text
 
 
 def test_a_channel_that_was_disabled_says_so_loudly_and_can_be_switched_on(
@@ -139,7 +146,7 @@ def test_an_edit_keeps_the_secret_that_was_left_empty(
 def test_a_refused_edit_says_why_beside_its_form(browser: TestClient, channel: models.Channel) -> None:
     answer = browser.post(f"{PATH}/{channel.id}", data={"name": "", "min_severity": "info"})
     assert answer.status_code == 422
-    assert "`name` must have 1 to 100 printable characters." in answer.text
+    assert "“Name” must have 1 to 100 printable characters." in answer.text
 
 
 @pytest.mark.parametrize("act", ["", "/test", "/enable", "/disable", "/delete", "/rotate"])

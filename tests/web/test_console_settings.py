@@ -168,15 +168,18 @@ def test_a_key_may_end_by_itself_and_act_as_somebody(boss: TestClient, session: 
 @pytest.mark.parametrize(
     ("form", "said"),
     [
-        ({"name": "", "scope": "read"}, "name has 0 characters"),
+        ({"name": "", "scope": "read"}, "“What it is for” has 0 characters"),
         ({"name": "n" * 101, "scope": "read"}, "use 1 to 100"),
         ({"name": "a\x00b", "scope": "read"}, "cannot be seen"),
         ({"name": "a\u202eb", "scope": "read"}, "cannot be seen"),
-        ({"name": "x"}, "scopes must be among"),
-        ({"name": "x", "scope": "everything"}, "scopes must be among"),
-        ({"name": "x", "scope": "review"}, "acts as one named user"),
-        ({"name": "x", "scope": "read", "user": "nobody"}, "from the list"),
-        ({"name": "x", "scope": "read", "user": "01939f00-0000-7000-8000-000000000000"}, "must be a member"),
+        ({"name": "x"}, "Choose at least one of the things under “It may”"),
+        ({"name": "x", "scope": "everything"}, "Choose at least one of the things under “It may”"),
+        ({"name": "x", "scope": "review"}, "Choose under “Acts as” a member of this project"),
+        ({"name": "x", "scope": "read", "user": "nobody"}, "Choose under “Acts as”"),
+        (
+            {"name": "x", "scope": "read", "user": "01939f00-0000-7000-8000-000000000000"},
+            "Choose under “Acts as” a member",
+        ),
         ({"name": "x", "scope": "read", "lifetime": "1000"}, "from the list"),
     ],
 )
@@ -356,12 +359,12 @@ def test_a_person_of_another_project_cannot_be_taken_over(
     ("form", "status", "said"),
     [
         ({"login": "ada"}, 409, "of this project already"),
-        ({"login": ""}, 422, "login has 0 characters"),
+        ({"login": ""}, 422, "“Login” has 0 characters"),
         ({"login": "l" * 121}, 422, "use 1 to 120"),
         ({"login": "two words"}, 422, "must not hold spaces"),
         ({"login": "a\u200bb"}, 422, "cannot be seen"),
         ({"login": "x", "name": "a\nb"}, 422, "cannot be seen"),
-        ({"login": "x", "role": "owner"}, 422, "role is 'owner'"),
+        ({"login": "x", "role": "owner"}, 422, "“Role” is 'owner'"),
     ],
 )
 def test_somebody_who_cannot_be_added_says_why(

@@ -282,6 +282,9 @@ def create_silence(
         )
         _note(session, viewer, "silence.create", made)
     if problem:
+        if problem.field == "ends_at":
+            problem.message = f"A silence ends in the future, at most {silences.LONGEST.days} days from now."
+        problem.name_as({"until": "or until (UTC)", "reason": "Why", "match": "Only where"})
         return _silences(request, session, viewer, wish, problem)
     return settings.back("/alerts/silences", "silenced")
 

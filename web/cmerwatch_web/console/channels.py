@@ -41,6 +41,13 @@ FIELDS: dict[str, tuple[tuple[str, str, str, bool], ...]] = {
         ("secret", "Signing secret", "leave empty and one is made; it is shown once", False),
     ),
 }
+
+
+def labels(kind: str) -> dict[str, str]:
+    """What its form calls each field."""
+    return {"name": "Name", "min_severity": "Gets"} | {name: label for name, label, *_ in FIELDS.get(kind, ())}
+
+
 INTROS = {
     "slack": "Posts a message with the numbers and links.",
     "pagerduty": "Opens one incident for the alerts that belong together, and resolves it with the last of them.",
@@ -96,6 +103,7 @@ def _create(request: Request, viewer: access.Principal, form: dict[str, Any]) ->
                 made = channels.create(session, viewer, kind, wish.name, given, wish.min_severity)
         request.state.session = session
         if problem:
+            problem.name_as(labels(kind))
             return _page(request, session, viewer, wish, problem)
         session.refresh(made.channel)
         return _page(request, session, viewer, made=made)
@@ -119,13 +127,14 @@ def change_channel(
         given = channels.looked_up(config)
     with db.transaction() as session:
         request.state.session = session
-        channels.get(session, viewer.project_id, channel)
+        kind = channels.get(session, viewer.project_id, channel).kind
         if not problem:
             with settings.attempt(session) as problem:
                 channels.update(
                     session, viewer, channel, name=pages.storable(name), min_severity=min_severity, given=given
                 )
         if problem:
+            problem.name_as(labels(kind))
             return _page(request, session, viewer, problem=problem, editing=channel)
     return settings.back(PATH, "saved")
 

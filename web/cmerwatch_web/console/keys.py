@@ -26,6 +26,12 @@ SCOPES = {
     "review": "work the review queue, as one named person",
     "admin": "change policies, alerts and channels",
 }
+LABELS = {"name": "What it is for"}
+# A refusal by the core speaks of scopes and users; here it has to speak of what can be chosen.
+WORDS = {
+    "scopes": "Choose at least one of the things under “It may”.",
+    "user": "Choose under “Acts as” a member of this project: a key that may review is that person's.",
+}
 LIFETIMES = {"": "never", "30": "in 30 days", "90": "in 90 days", "365": "in a year"}
 DONE = {"revoked": "The key is revoked. Requests with it are refused from now on, everywhere within a second."}
 
@@ -100,6 +106,8 @@ def create_key(
             session, viewer.project_id, name, wish.scopes, _person(user), expires_at=_expiry(lifetime)
         )
     if problem:
+        problem.message = WORDS.get(problem.field, problem.message)
+        problem.name_as(LABELS)
         return _page(request, session, viewer, wish, problem)
     public = made.split("_")[1]
     access.audit(session, viewer.actor, "key.create", public, viewer.project_id, name=name.strip(), scopes=wish.scopes)
@@ -110,7 +118,7 @@ def _person(user: str) -> uuid.UUID | None:
     try:
         return uuid.UUID(user) if user else None
     except ValueError:
-        raise errors.Invalid("Choose whom the key acts as from the list.", field="user") from None
+        raise errors.Invalid(WORDS["user"], field="user") from None
 
 
 def _expiry(lifetime: str) -> dt.datetime | None:

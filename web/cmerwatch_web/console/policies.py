@@ -99,6 +99,7 @@ def _form(
 ) -> Response:
     checker = cmer_series.current_checker(session, viewer.project_id)
     may_use_cosine = checker is not None and checker.logit_scale is not None and checker.logit_bias is None
+    shows_measure = may_use_cosine or any(row.measure != "score" for row in draft.rows)
     return pages.render(
         request,
         "settings_policy_edit.html",
@@ -106,12 +107,12 @@ def _form(
         viewer=viewer,
         draft=draft,
         decides_again=draft.decides_again,
-        problem=problem and replace(problem, message=policy_form.worded(problem.message)),
+        problem=problem and replace(problem, message=policy_form.worded(problem.message, shows_measure)),
         preview=preview,
         total=sum(preview, policy_preview.NOTHING) if preview else None,
         presets=policy_form.PRESETS,
         absent=policy_form.ABSENT,
-        shows_measure=may_use_cosine or any(row.measure != "score" for row in draft.rows),
+        shows_measure=shows_measure,
         checker=checker,
     )
 

@@ -119,14 +119,18 @@ def place(rows: Sequence[Row]) -> int:
     return len(rows) - 1 if rows and rows[-1].is_for_everything else len(rows)
 
 
-def worded(message: str) -> str:
-    """A refusal in the words of the form: its rules are counted from 1."""
+def worded(message: str, shows_measure: bool = False) -> str:
+    """A refusal in the words of the form: its rules are counted from 1, its fields are called as their labels are."""
     renamed = re.sub(r"rules\[(\d+)\]", lambda found: f"Rule {int(found.group(1)) + 1}", message)
-    for name, label in (("conf_threshold", "confidence"), ("sim_threshold", "similarity"), (".measure", ": measure")):
+    labels = {
+        ".conf_threshold": ": “Confidence over”",
+        ".sim_threshold": f": “{'Below' if shows_measure else 'Score below'}”",
+        ".measure": ": “Measure”",
+        ".match": ": it",
+    }
+    for name, label in labels.items():
         renamed = renamed.replace(name, label)
-    return (
-        renamed.replace(".confidence", ": confidence").replace(".similarity", ": similarity").replace(".match", ": it")
-    )
+    return renamed
 
 
 # How versions differ, in words

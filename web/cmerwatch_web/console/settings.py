@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -50,6 +51,12 @@ class Problem:
 
     def __bool__(self) -> bool:
         return bool(self.message)
+
+    def name_as(self, labels: Mapping[str, str]) -> None:
+        """Names the form's fields as their labels do; the core names them as the API does."""
+        for name, label in labels.items():
+            told = re.sub(rf"^{re.escape(name)}(?= )", f"`{name}`", self.message)
+            self.message = told.replace(f"`{name}`", f"“{label}”")
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from cmerwatch_web.console.settings import Problem
 router = fastapi.APIRouter(route_class=pages.Page)
 
 PATH = "/settings/people"
+LABELS = {"login": "Login", "name": "Name", "role": "Role"}
 ROLES = {
     "viewer": "looks at everything, changes nothing",
     "reviewer": "works the review queue",
@@ -94,6 +95,7 @@ def add_person(
     with settings.attempt(session) as problem:
         token = invitations.invite(session, viewer.project_id, login, name.strip() or login, role)
     if problem:
+        problem.name_as(LABELS)
         return _page(request, session, viewer, Wish(login, name, role), problem)
     access.audit(session, viewer.actor, "user.invite", login.strip(), viewer.project_id, role=role)
     link = f"{request.app.state.settings.public_url.rstrip('/')}/invitation/{token}"
