@@ -14,7 +14,7 @@ from standardwebhooks.webhooks import Webhook
 
 from cmerwatch import db, embedded, models, settings
 from cmerwatch_worker import dispatch
-from tests import alerting, factories, receiver, stack
+from tests import alerting, receiver, stack
 from tests.receiver import Got, Receiver, answering
 
 Configure = Callable[..., settings.Settings]
@@ -25,12 +25,6 @@ def sink(configured: Configure) -> Iterator[Receiver]:
     with receiver.receiver() as made:
         configured(allow_private_targets=f"127.0.0.1:{made.port}")
         yield made
-
-
-@pytest.fixture
-def project_id(committed: str) -> uuid.UUID:
-    with db.transaction() as session:
-        return factories.project(session, "acme")
 
 
 @contextlib.contextmanager

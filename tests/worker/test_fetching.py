@@ -34,12 +34,6 @@ def server(configured: Configure) -> Iterator[Receiver]:
         yield made
 
 
-@pytest.fixture
-def project_id(committed: str) -> uuid.UUID:
-    with db.transaction() as session:
-        return factories.project(session, "acme")
-
-
 @contextlib.contextmanager
 def fetching_from(store: blobs.BlobStore) -> Iterator[fetching.Fetcher]:
     made, stopping = fetching.Fetcher(settings.current(), store), threading.Event()
@@ -372,40 +366,43 @@ def test_events_that_name_one_address_at_once_share_one_download(
     assert len({tuple(images(event_id)) for event_id in ids}) == 1
 
 
-def test_a_host_that_hangs_leaves_fetchers_for_others(
-    server: Receiver, project_id: uuid.UUID, blob_store: blobs.BlobStore, configured: Configure
-) -> None:
-    with receiver.receiver() as hanging:
-        hanging.answer = lambda handler, got: hanging.closing.wait(60) and None
-        places = f"127.0.0.1:{server.port},localhost:{hanging.port}"
+@pytest.fixture
+def hanging(server: Receiver, configured: Configure) -> Iterator[Receiver]:
+    """A place that never answers, under two names, beside `server`."""
+    with receiver.receiver() as made:
+        made.answer = lambda handler, got: made.closing.wait(60) and None
+        places = f"127.0.0.1:{server.port},localhost:{made.port},127.0.0.1:{made.port}"
         configured(fetch_images=places, allow_private_targets=places)
-        for number in range(3 * fetching.FETCHERS):
-            send(project_id, f"http://localhost:{hanging.port}/{number}")
-        with fetching_from(blob_store) as fetcher:
-            stack.wait_until(lambda: len(hanging.got) >= fetching.PER_HOST)
-            event_id = send(project_id, server.url)
-            fetcher.wake()
-            stack.wait_until(lambda: is_ready(event_id))
-            assert len(hanging.got) < fetching.FETCHERS
-            hanging.closing.set()
+        yield made
+
+
+def test_a_host_that_hangs_leaves_fetchers_for_others(
+    server: Receiver, hanging: Receiver, project_id: uuid.UUID, blob_store: blobs.BlobStore
+) -> None:
+    for number in range(3 * fetching.FETCHERS):
+        send(project_id, f"http://localhost:{hanging.port}/{number}")
+    with fetching_from(blob_store) as fetcher:
+        stack.wait_until(lambda: len(hanging.got) >= fetching.PER_HOST)
+        event_id = send(project_id, server.url)
+        fetcher.wake()
+        stack.wait_until(lambda: is_ready(event_id))
+        assert len(hanging.got) < fetching.FETCHERS
+        hanging.closing.set()
 
 
 def test_a_project_whose_hosts_all_hang_leaves_fetchers_for_the_next(
-    server: Receiver, project_id: uuid.UUID, blob_store: blobs.BlobStore, configured: Configure
+    server: Receiver, hanging: Receiver, project_id: uuid.UUID, blob_store: blobs.BlobStore
 ) -> None:
-    with receiver.receiver() as hanging:
-        hanging.answer = lambda handler, got: hanging.closing.wait(60) and None
-        places = f"127.0.0.1:{server.port},localhost:{hanging.port},127.0.0.1:{hanging.port}"
-        configured(fetch_images=places, allow_private_targets=places)
-        for number in range(2 * fetching.FETCHERS):
-            for host in ("localhost", "127.0.0.1"):
-                send(project_id, f"http://{host}:{hanging.port}/{number}")
-        with fetching_from(blob_store) as fetcher:
-            stack.wait_until(lambda: len(hanging.got) >= fetching.PER_PROJECT)
-            event_id = send(stage.new_project("another"), server.url)
-            fetcher.wake()
-            stack.wait_until(lambda: is_ready(event_id))
-            hanging.closing.set()
+    for number in range(2 * fetching.FETCHERS):
+        for host in ("localhost", "127.0.0.1"):
+            send(project_id, f"http://{host}:{hanging.port}/{number}")
+    with fetching_from(blob_store) as fetcher:
+        stack.wait_until(lambda: len(hanging.got) >= fetching.PER_PROJECT)
+        event_id = send(stage.new_project("another"), server.url)
+        fetcher.wake()
+        stack.wait_until(lambda: is_ready(event_id))
+        assert len(hanging.got) < fetching.FETCHERS
+        hanging.closing.set()
 
 
 def test_no_transaction_is_open_while_a_picture_is_fetched(

@@ -19,29 +19,29 @@ _ENGLISH = frozenset((
     "some", "as", "up", "out", "over", "under", "near", "behind", "between", "left", "right", "next", "also", "very",
 ))
 # In no English sentence but as a quotation.
-_STRONG = frozenset((
+_SURE = frozenset((
     # German, Dutch
-    "das", "der", "dem", "und", "ist", "sind", "nicht", "ein", "eine", "einen", "einem", "einer", "auf", "mit", "zeigt",
-    "wird", "sich", "auch", "wie", "welche", "welcher", "welches", "wo", "gibt", "keine", "kein", "steht", "bild",
-    "het", "een", "niet", "zijn", "wordt", "met", "voor", "naar", "deze", "ook",
+    "dem", "und", "ist", "sind", "nicht", "ein", "eine", "einen", "einem", "einer", "auf", "mit", "zeigt", "wird",
+    "sich", "auch", "wie", "welche", "welcher", "welches", "gibt", "keine", "kein", "steht", "bild", "het", "een",
+    "niet", "zijn", "wordt", "voor", "naar", "deze", "ook",
     # Spanish, Portuguese, Italian
-    "una", "uno", "los", "las", "hay", "qué", "está", "están", "muy", "también", "cuántos", "cuántas", "dónde", "sobre",
-    "imagen", "muestra", "uma", "não", "são", "há", "em", "na", "imagem", "mostra", "onde", "quantos", "il", "della",
-    "sono", "che", "nel", "nella", "è", "gli", "quanti", "questa", "questo", "immagine",
+    "una", "uno", "hay", "qué", "está", "están", "muy", "también", "cuántos", "cuántas", "dónde", "sobre", "imagen",
+    "muestra", "uma", "não", "são", "há", "imagem", "mostra", "onde", "quantos", "della", "sono", "che", "nel",
+    "nella", "è", "gli", "quanti", "questa", "questo", "immagine",
     # French
-    "une", "est", "les", "dans", "avec", "sur", "sont", "pas", "il", "y", "qui", "où", "quelle", "quel", "combien",
-    "cette", "ces", "aux", "montre",
+    "une", "est", "les", "dans", "avec", "sur", "sont", "pas", "qui", "où", "quelle", "quel", "combien", "cette",
+    "ces", "aux", "montre",
     # Polish, Czech, Swedish, Danish, Norwegian, Turkish, Romanian
-    "jest", "się", "nie", "czy", "są", "jsou", "není", "och", "är", "inte", "på", "som", "ett", "ikke", "og", "på",
-    "bir", "ve", "var", "değil", "este", "sunt", "și", "nu",
+    "jest", "się", "nie", "czy", "są", "jsou", "není", "och", "är", "inte", "på", "ett", "ikke", "og", "bir", "değil",
+    "este", "sunt", "și",
 ))
-# In names too ("Rio de Janeiro", "Los Angeles"), so they count beside others only.
+# In names or in English too ("Rio de Janeiro", "Los Angeles"), so they count beside others only.
 _WEAK = frozenset((
-    "de", "la", "le", "el", "du", "del", "di", "da", "von", "van", "un", "et", "e", "es", "en", "im", "am", "zu", "den",
-    "des", "al", "que", "si", "se", "os", "ja", "nein", "sí", "oui", "non",
-)) | {"los", "las", "il", "y", "em", "na", "som", "var", "nu", "ve", "wo", "das", "der", "met"}
+    "de", "la", "le", "el", "du", "del", "di", "da", "von", "van", "un", "et", "e", "es", "en", "im", "am", "zu",
+    "den", "des", "al", "que", "si", "se", "os", "ja", "nein", "sí", "oui", "non", "los", "las", "il", "y", "em",
+    "na", "som", "var", "nu", "ve", "wo", "das", "der", "met",
+))
 # fmt: on
-_SURE = _STRONG - _WEAK - _ENGLISH
 _QUOTED = re.compile(r"\"[^\"]*\"|“[^”]*”|„[^“”]*[“”]|«[^»]*»|‘[^’]*’|(?<!\w)'[^']*'(?!\w)")
 _WORDS = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
 LONGEST = 2000  # characters looked at: the language of a text shows in its first sentences
